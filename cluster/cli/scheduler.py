@@ -1,0 +1,43 @@
+"""The command `cluster-scheduler`."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from pathlib import Path
+
+from cluster import config
+from cluster.daemon.scheduler import main_loop
+from cluster.errors import ClusterError
+from cluster.transport.addresses import check_loopback
+from cluster.version import __version__
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a scheduler; the exit status is 0 when it was asked to end, 2 when it could not start."""
+    parser = argparse.ArgumentParser(
+        prog="cluster-scheduler", description="The scheduler of a cluster: decides which worker runs which task."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="port to listen at; 0 takes any free one (default: 8770)")
+    parser.add_argument("--directory", type=Path, help="directory of the secret and the settings")
+    parser.add_argument("--version", action="version", version=f"cluster {__version__}")
+    parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        settings = config.load(directory=options.directory, scheduler_port=options.port)
+        check_loopback(options.host)
+        bound = None if options.listen_fd is None else socket.socket(fileno=options.listen_fd)
+        main_loop(settings, options.host, settings.scheduler_port, bound, options.parent_pipe)
+    except ClusterError as error:
+        print(f"cluster-scheduler: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

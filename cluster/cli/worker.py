@@ -1,0 +1,99 @@
+"""`cluster-worker ADDRESS`: start a worker for the scheduler at that address."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from cluster import config
+from cluster.daemon.agent import AgentDaemon, AgentOptions
+from cluster.errors import ClusterError
+from cluster.secret import load_or_create_secret
+from cluster.units import parse_bytes
+
+__all__ = ["main"]
+
+_USAGE_STATUS = 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit with its status: 0 ended as asked, 1 the scheduler was lost, 2 it could not start."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        settings = config.load(directory=options.directory)
+        secret = load_or_create_secret(settings.directory)
+        agent_options = AgentOptions(
+            scheduler_address=options.address,
+            host=options.host,
+            port=options.port,
+            slots=options.slots,
+            memory_limit_bytes=options.memory_limit,
+            resources=options.resources,
+            name=options.name or f"{socket.gethostname()}-{os.getpid()}",
+            python_path=options.python_path,
+            parent_pipe=options.parent_pipe,
+        )
+        daemon = AgentDaemon(agent_options, settings, secret)
+        status = asyncio.run(daemon.run())
+    except ClusterError as error:
+        print(f"cluster-worker: {error}", file=sys.stderr)
+        status = _USAGE_STATUS
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cluster-worker", description="Start a worker: an agent and its slots.")
+    parser.add_argument("address", help="the scheduler's address, as tcp://host:port")
+    parser.add_argument("--slots", type=_slots, default=os.cpu_count() or 1, help="tasks at a time (default: cores)")
+    parser.add_argument(
+        "--memory-limit", type=_bytes, default=_half_of_memory(), help="for values, as 8GB (default: half of memory)"
+    )
+    parser.add_argument("--resources", type=_resources, default={}, help="what tasks may ask for, as GPU=1,MEM=2")
+    parser.add_argument("--name", default="", help="how the worker is called (default: host and process number)")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen for other workers and clients")
+    parser.add_argument("--port", type=int, default=0, help="… and on which port (default: any free one)")
+    parser.add_argument("--directory", type=Path, default=None, help="where the secret and the settings are")
+    parser.add_argument("--python-path", default="", help="folders that tasks import from, before all others")
+    parser.add_argument("--parent-pipe", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def _slots(text: str) -> int:
+    slots = int(text)
+    if not 1 <= slots <= 1024:
+        raise argparse.ArgumentTypeError(f"a worker has 1 to 1024 slots, not {slots}")
+    return slots
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _resources(text: str) -> dict[str, float]:
+    resources: dict[str, float] = {}
+    for item in filter(None, text.split(",")):
+        name, separator, amount = item.partition("=")
+        try:
+            resources[name.strip()] = float(amount)
+        except ValueError:
+            separator = ""
+        if not separator or not name.strip() or not resources[name.strip()] >= 0:
+            raise argparse.ArgumentTypeError(f"{item!r} is no resource; write NAME=AMOUNT,NAME=AMOUNT, as in GPU=1")
+    return resources
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+if __name__ == "__main__":
+    main()

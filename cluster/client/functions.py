@@ -1,0 +1,187 @@
+"""Functions to their pickled bytes, pickled anew unless nothing that the bytes hold can have changed.
+
+Pickling a function by value takes 50 to 100 µs, a hundred times what the rest of a submit takes, so the bytes of the last
+functions are kept. A change must never be missed, so a function's bytes are used again only if
+
+- it is importable by name (its bytes are only the name), or
+- it is a plain function, the very same code, defaults and closure cells as before, and everything that those and the
+  globals named in its code hold is the very same object as before, and immutable: a number, a text, a module, or a
+  function or class that is importable by name or passes the same test.
+
+Anything else (a method, a partial, a function that names a list or an object of one's own) is pickled at each call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from cluster.errors import SerializationError
+from cluster.session.parts import Function
+from cluster.units import format_bytes
+from cluster.wire.payload import Encoded, closure_sizes, dumps
+
+__all__ = ["FunctionTable", "LargeFunction", "label_of"]
+
+FUNCTION_LIMIT_BYTES = 64 * 1024
+"""A function with more bytes travels as a value."""
+WARNING_BYTES = 10_000_000
+ERROR_BYTES = 1_000_000_000
+KEPT_FUNCTIONS = 256
+
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, type(...))
+_ABSENT = object()
+
+
+class LargeFunction(NamedTuple):
+    """A function that travels as a value, because of what it captures."""
+
+    function: Callable[..., Any]
+    nbytes: int
+
+
+class _Kept(NamedTuple):
+    function: Callable[..., Any]
+    unchanged: Callable[[], bool]
+    packed: Function
+
+
+class FunctionTable:
+    """Gives a function's pickled bytes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, _Kept] = {}
+
+    def pack(self, function: Callable[..., Any]) -> Function | LargeFunction:
+        """Pickle a function, or find that its bytes are known and cannot have changed."""
+        kept = self._kept.get(id(function))
+        if kept is not None and kept.function is function and kept.unchanged():
+            return kept.packed
+        if not callable(function):
+            raise TypeError(f"a function is needed, and {type(function).__name__} was given: {function!r:.100}")
+        encoded = dumps(function, name="function")
+        if encoded.futures:
+            raise SerializationError(
+                f"{label_of(function)} captures a future. Pass the future as an argument: then the task waits for it, "
+                "and receives its value."
+            )
+        if encoded.nbytes > FUNCTION_LIMIT_BYTES:
+            _complain_if_huge(function, encoded)
+            return LargeFunction(function, encoded.nbytes)
+        blob = encoded.to_bytes()
+        packed = Function(hashlib.blake2b(blob, digest_size=16).digest(), label_of(function), blob)
+        unchanged = _test_of_change(function)
+        if unchanged is not None:
+            if len(self._kept) >= KEPT_FUNCTIONS:
+                del self._kept[next(iter(self._kept))]
+            self._kept[id(function)] = _Kept(function, unchanged, packed)
+        return packed
+
+
+def label_of(function: Callable[..., Any]) -> str:
+    """The name of a function for people, at most 100 characters."""
+    while (inner := getattr(function, "func", None)) is not None and not hasattr(function, "__name__"):
+        function = inner
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return str(name)[:100]
+
+
+def _complain_if_huge(function: Callable[..., Any], encoded: Encoded) -> None:
+    if encoded.nbytes <= WARNING_BYTES:
+        return
+    captured = closure_sizes(function)
+    blame = ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in captured) or "what it captures"
+    text = (
+        f"{label_of(function)} takes {format_bytes(encoded.nbytes)} with what it captures: {blame}. "
+        "Pass large data as an argument, or scatter it once and pass the future."
+    )
+    if encoded.nbytes > ERROR_BYTES:
+        raise SerializationError(text)
+    warnings.warn(text, stacklevel=5)
+
+
+# --------------------------------------------------------------------------- has a function changed?
+
+
+def _importable(thing: Any) -> bool:
+    """Whether pickling this is only writing down its name."""
+    module_name = getattr(thing, "__module__", None)
+    if module_name is None or module_name == "__main__" or not _by_reference(module_name):
+        return False
+    found: Any = sys.modules.get(module_name)
+    for part in getattr(thing, "__qualname__", "").split("."):
+        found = getattr(found, part, None)
+    return found is thing
+
+
+def _by_reference(module_name: str) -> bool:
+    """False for modules that the user asked cloudpickle to send by value."""
+    by_value: frozenset[str] | set[str] = sys.modules["cloudpickle"].list_registry_pickle_by_value()
+    return not any(module_name == name or module_name.startswith(name + ".") for name in by_value)
+
+
+@lru_cache(maxsize=1024)
+def _names_in(code: types.CodeType) -> tuple[str, ...]:
+    """All names that the code may look up as globals, its inner functions' too (and names of attributes: no harm)."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return tuple(dict.fromkeys((*code.co_names, *(name for each in inner for name in _names_in(each)))))
+
+
+def _test_of_change(function: Callable[..., Any]) -> Callable[[], bool] | None:
+    """A cheap test of whether the function's bytes would still be the same; None if it cannot be told."""
+    if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type) and _importable(function):
+        return lambda: True
+    found: dict[int, types.FunctionType] = {}
+    if not isinstance(function, types.FunctionType) or not all(_collect(function, found)):
+        return None
+    snapshot = [part for each in found.values() for part in _parts(each)]
+
+    def unchanged() -> bool:
+        position = 0
+        for each in found.values():
+            for part in _parts(each):
+                if part is not snapshot[position]:
+                    return False
+                position += 1
+        return True
+
+    return unchanged
+
+
+def _collect(function: types.FunctionType, found: dict[int, types.FunctionType]) -> Iterator[bool]:
+    """Gather the function and the plain functions it refers to; yields False where something may change unnoticed."""
+    if id(function) in found:
+        return
+    found[id(function)] = function
+    yield not function.__dict__
+    for part in _parts(function):
+        if part is _ABSENT or type(part) in _IMMUTABLE or isinstance(part, types.CodeType):
+            continue
+        if isinstance(part, types.FunctionType | types.BuiltinFunctionType | type) and _importable(part):
+            continue
+        if type(part) is tuple and all(type(item) in _IMMUTABLE for item in part):
+            continue
+        if isinstance(part, types.FunctionType):
+            yield from _collect(part, found)
+        else:
+            yield False
+
+
+def _parts(function: types.FunctionType) -> Iterator[Any]:
+    """Everything that a function's bytes depend on."""
+    yield function.__code__
+    yield function.__defaults__
+    yield function.__kwdefaults__
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:
+            yield _ABSENT
+    namespace = function.__globals__
+    for name in _names_in(function.__code__):
+        yield namespace.get(name, _ABSENT)

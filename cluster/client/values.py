@@ -1,0 +1,268 @@
+"""Values between this client and the agents: fetched by whoever needs them, pushed by threads of their own.
+
+They never pass the scheduler. A fetch asks each agent for all that is wanted from it, and reads from all of them at once;
+connections are kept. A push is written straight from the object: one thread for each agent, so that a slow one holds up
+nobody else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from cluster.errors import ClusterError, ConnectionLost, ProtocolError
+from cluster.session.machine import PushValue
+from cluster.transport.blocking import BlockingConnection
+from cluster.wire import frames, messages
+from cluster.wire.payload import Encoded
+
+__all__ = ["AgentConnections", "Place", "Pusher", "fetch"]
+
+SILENCE_LIMIT_SECONDS = 30.0
+"""An agent from which nothing comes for so long during a transfer is given up."""
+VALUES_A_REQUEST = 4096
+INLINE_PUT_BYTES = 1 << 20
+IDLE_CONNECTIONS = 4
+
+
+class Place(NamedTuple):
+    """Where a value lies, as Located says it."""
+
+    number: int
+    row: int
+    attempt: int
+    nbytes: int
+    addresses: tuple[str, ...]
+
+
+class AgentConnections:
+    """Connections to agents, each used by one thread at a time, and kept for the next."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[BlockingConnection]] = {}
+
+    def take(self, address: str) -> BlockingConnection:
+        """Give a connection to that agent."""
+        with self._lock:
+            idle = self._idle.get(address)
+            if idle:
+                return idle.pop()
+        return BlockingConnection.connect(address, self._secret, "client", ("worker",))
+
+    def give_back(self, address: str, connection: BlockingConnection) -> None:
+        """Keep a connection on which nothing is under way."""
+        with self._lock:
+            idle = self._idle.setdefault(address, [])
+            if len(idle) < IDLE_CONNECTIONS:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        with self._lock:
+            for idle in self._idle.values():
+                for connection in idle:
+                    connection.close()
+            self._idle.clear()
+
+
+# --------------------------------------------------------------------------- fetching
+
+Buffer = bytes | memoryview
+
+
+class _Answers:
+    """What one agent was asked, and what has come of it."""
+
+    def __init__(self, address: str, connection: BlockingConnection, places: Sequence[Place]) -> None:
+        self.address = address
+        self.connection = connection
+        self.heard_at = time.monotonic()
+        self.waiting: dict[tuple[int, int], list[int]] = {}
+        for place in places:
+            self.waiting.setdefault((place.row, place.attempt), []).append(place.number)
+        self._target: memoryview | None = None
+        self._filled = 0
+        self._streamed: list[int] = []
+        names = list(self.waiting)
+        for start in range(0, len(names), VALUES_A_REQUEST):
+            flat = [part for name in names[start : start + VALUES_A_REQUEST] for part in name]
+            connection.send(messages.GetValues(start, flat))
+
+    def receive(self, found: dict[int, Buffer]) -> None:
+        """Take in what has come."""
+        self.heard_at = time.monotonic()
+        if self._target is not None:
+            self._receive_raw(found)
+            return
+        for message in self.connection.receive():
+            if isinstance(message, messages.Heartbeat):
+                continue
+            if not isinstance(message, messages.Value | messages.ValueStream | messages.ValueMissing):
+                raise ProtocolError(f"the agent at {self.address} answered with {type(message).__name__}")
+            numbers = self.waiting.pop((message.row, message.attempt), [])
+            if isinstance(message, messages.Value):
+                found.update(dict.fromkeys(numbers, message.data))
+            elif isinstance(message, messages.ValueStream):
+                # Anonymous memory: it is not written with zeros first, as a bytearray is.
+                self._target = memoryview(mmap.mmap(-1, message.nbytes))
+                self._filled = 0
+                self._streamed = numbers
+                self._receive_raw(found)
+
+    def _receive_raw(self, found: dict[int, Buffer]) -> None:
+        assert self._target is not None
+        while count := self.connection.receive_raw(self._target[self._filled :]):
+            self._filled += count
+            if self._filled == len(self._target):
+                found.update(dict.fromkeys(self._streamed, self._target))
+                self._target = None
+                return
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything asked for was answered."""
+        return not self.waiting and self._target is None
+
+
+def fetch(connections: AgentConnections, places: Sequence[Place], deadline: float | None) -> dict[int, Buffer]:
+    """Get values from the agents that hold them; return the bytes of those that came, by number.
+
+    What is missing in the answer could not be had now: its agent is gone, or has it no longer. Raises TimeoutError.
+    """
+    by_address: dict[str, list[Place]] = {}
+    for place in places:
+        if place.addresses:
+            by_address.setdefault(place.addresses[place.number % len(place.addresses)], []).append(place)
+    found: dict[int, Buffer] = {}
+    asked: dict[int, _Answers] = {}
+    poll = select.poll()
+    try:
+        for address, wanted in by_address.items():
+            try:
+                connection = connections.take(address)
+            except ConnectionLost:
+                continue
+            try:
+                answers = _Answers(address, connection, wanted)
+            except ConnectionLost:
+                connection.close()
+                continue
+            asked[connection.fileno()] = answers
+            poll.register(connection.fileno(), select.POLLIN)
+        while asked:
+            _fetch_some(connections, poll, asked, found, deadline)
+    finally:
+        for answers in asked.values():
+            answers.connection.close()
+    return found
+
+
+def _fetch_some(
+    connections: AgentConnections,
+    poll: select.poll,
+    asked: dict[int, _Answers],
+    found: dict[int, Buffer],
+    deadline: float | None,
+) -> None:
+    now = time.monotonic()
+    if deadline is not None and now >= deadline:
+        raise TimeoutError(f"{sum(len(answers.waiting) for answers in asked.values())} values had not come in time")
+    timeout = SILENCE_LIMIT_SECONDS if deadline is None else min(SILENCE_LIMIT_SECONDS, deadline - now)
+    ready = {descriptor for descriptor, _ in poll.poll(timeout * 1000)}
+    now = time.monotonic()
+    for descriptor in list(asked):
+        answers = asked[descriptor]
+        ended = False
+        if descriptor in ready:
+            try:
+                answers.receive(found)
+            except ConnectionLost:
+                ended = True
+        elif now - answers.heard_at >= SILENCE_LIMIT_SECONDS:
+            ended = True
+        if ended:
+            poll.unregister(descriptor)
+            asked.pop(descriptor).connection.close()
+        elif answers.complete:
+            poll.unregister(descriptor)
+            del asked[descriptor]
+            connections.give_back(answers.address, answers.connection)
+
+
+# --------------------------------------------------------------------------- pushing
+
+
+class Pusher:
+    """Carries out push orders. `encode(number)` gives the value's bytes, or None if it is held no longer."""
+
+    def __init__(
+        self,
+        connections: AgentConnections,
+        encode: Callable[[int], Encoded | None],
+        pushed: Callable[[int, str, str], None],
+    ) -> None:
+        self._connections = connections
+        self._encode = encode
+        self._pushed = pushed
+        self._queues: dict[str, SimpleQueue[PushValue | None]] = {}
+
+    def push(self, order: PushValue) -> None:
+        """Take an order; returns at once."""
+        queue = self._queues.get(order.address)
+        if queue is None:
+            queue = self._queues[order.address] = SimpleQueue()
+            threading.Thread(
+                target=self._serve, args=(order.address, queue), name=f"cluster-push-{order.address}", daemon=True
+            ).start()
+        queue.put(order)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        for queue in self._queues.values():
+            queue.put(None)
+
+    def _serve(self, address: str, queue: SimpleQueue[PushValue | None]) -> None:
+        while (order := queue.get()) is not None:
+            try:
+                error = self._put(address, order)
+            except ClusterError as failure:
+                error = str(failure)
+            except Exception as failure:  # an object's own pickling code may raise anything
+                error = f"{type(failure).__name__}: {failure}"
+            self._pushed(order.number, address, error)
+
+    def _put(self, address: str, order: PushValue) -> str:
+        encoded = self._encode(order.number)
+        if encoded is None:
+            return "the client no longer holds this value"
+        connection = self._connections.take(address)
+        try:
+            if encoded.nbytes <= INLINE_PUT_BYTES:
+                connection.send(messages.PutValue(order.row, order.attempt, encoded.nbytes, encoded.to_bytes()))
+            else:
+                frame = frames.encode(messages.PutValue(order.row, order.attempt, encoded.nbytes, b""))
+                connection.send_bytes(frame, *encoded.parts)
+            del encoded
+            answer = self._put_answer(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connections.give_back(address, connection)
+        return answer.error
+
+    def _put_answer(self, connection: BlockingConnection) -> messages.PutDone:
+        deadline = time.monotonic() + SILENCE_LIMIT_SECONDS
+        while (remaining := deadline - time.monotonic()) > 0:
+            for message in connection.receive(remaining):
+                if isinstance(message, messages.PutDone):
+                    return message
+        raise ConnectionLost(f"the agent at {connection.peer_address} did not say that it has a value sent to it")

@@ -1,0 +1,310 @@
+"""The agent's daemon: sockets, pipes and files around the machine of `cluster.worker.machine`.
+
+It never unpickles anything and never runs a user's code; values are bytes and files to it. One asyncio loop, no step of
+which takes long: what does (reserving and removing large segments) is the store's thread's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import signal
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cluster.config import Settings
+from cluster.daemon.agent_peers import PeerLinks, PeerServer
+from cluster.daemon.agent_slots import SlotPipes
+from cluster.daemon.agent_starter import StarterLink, StarterOptions
+from cluster.daemon.agent_store import Store
+from cluster.ids import new_id
+from cluster.transport.tcp import Connection, Listener, connect, listen
+from cluster.version import __version__
+from cluster.worker import events
+from cluster.worker.events import Event
+from cluster.worker.machine import Agent, AgentIdentity
+
+__all__ = ["AgentDaemon", "AgentOptions"]
+
+logger = logging.getLogger(__name__)
+
+_MEASURE_SECONDS: Final = 2.0
+
+
+class AgentOptions(NamedTuple):
+    """What a worker is started with."""
+
+    scheduler_address: str
+    host: str
+    port: int
+    slots: int
+    memory_limit_bytes: int
+    resources: dict[str, float]
+    name: str
+    python_path: str
+    parent_pipe: int
+
+
+class AgentDaemon:
+    """One worker. Make it before the loop runs (its starter then starts meanwhile); `run` ends with the exit status."""
+
+    def __init__(self, options: AgentOptions, settings: Settings, secret: bytes) -> None:
+        self._options = options
+        self._settings = settings
+        self._secret = secret
+        self._store = Store(settings.shared_memory_directory, "agent", options.memory_limit_bytes)
+        self._starter_options = StarterOptions(
+            options.name, options.slots, self._store.paths, options.python_path
+        )
+        self._starter = StarterLink(self._starter_options)
+        self._slots: dict[int, SlotPipes] = {}
+        self._events: deque[Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._server = PeerServer(self._store, self.feed)
+        self._links = PeerLinks(secret, self._store, self.feed)
+        self._joined = False
+        self._exit_status = 0
+        self._perform: dict[type[Any], Callable[[Any], None]] = {
+            events.ToScheduler: self._to_scheduler,
+            events.GiveTasks: lambda effect: self._slots[effect.slot].give(effect),
+            events.DefineInSlot: lambda effect: self._slots[effect.slot].define(effect),
+            events.TakeBack: self._take_back,
+            events.ToPeer: self._server.send,
+            events.ServeSegment: self._server.send,
+            events.FetchFrom: self._links.fetch,
+            events.CreateSegment: self._create_segment,
+            events.RemoveSegments: self._remove_segments,
+            events.AnswerSegment: self._answer_segment,
+            events.Interrupt: self._interrupt,
+            events.KillSlot: lambda effect: self._starter.kill(effect.slot),
+            events.StartSlot: self._start_slot,
+            events.Say: lambda effect: logger.warning("%s", effect.text),
+            events.Close: self._close,
+        }
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> int:
+        """Join the scheduler and work for it; returns the exit status. Raises ClusterError if it cannot join."""
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        try:
+            listener = await self._listen()
+            self._scheduler = await connect(
+                self._options.scheduler_address,
+                secret=self._secret,
+                role="worker",
+                peer_roles=("scheduler",),
+                on_message=self._scheduler_message,
+                on_closed=self._scheduler_closed,
+            )
+            self._agent = Agent(self._identity(listener.address))
+            self._listener = listener
+            self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
+            self._watch_signals()
+            self.feed(events.Started())
+            self._measure()
+            return await self._ended
+        finally:
+            await self._shut_down()
+
+    async def _listen(self) -> Listener:
+        return await listen(
+            self._options.host,
+            self._options.port,
+            secret=self._secret,
+            role="worker",
+            peer_roles=("worker", "client"),
+            on_connected=self._server.connected,
+            on_message=self._server.message,
+            on_closed=self._server.closed,
+        )
+
+    def _identity(self, address: str) -> AgentIdentity:
+        return AgentIdentity(
+            worker_id=new_id(),
+            name=self._options.name,
+            address=address,
+            slots=self._options.slots,
+            memory_limit_bytes=self._options.memory_limit_bytes,
+            resources=self._options.resources,
+            versions={"python": platform.python_version(), "cluster": __version__},
+            process_id=os.getpid(),
+            heartbeat_interval_seconds=self._settings.heartbeat_interval_seconds,
+            drain_seconds=self._settings.drain_seconds,
+        )
+
+    def _watch_signals(self) -> None:
+        self._signals = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._signaled)
+        if self._options.parent_pipe >= 0:
+            self._loop.add_reader(self._options.parent_pipe, self._parent_gone)
+
+    def _signaled(self) -> None:
+        self._signals += 1
+        self.feed(events.DrainAsked() if self._signals == 1 else events.EndAsked())
+
+    def _parent_gone(self) -> None:
+        if not os.read(self._options.parent_pipe, 4096):
+            self._loop.remove_reader(self._options.parent_pipe)
+            self.feed(events.EndAsked())
+
+    async def _shut_down(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._links.close()
+        await asyncio.to_thread(self._starter.close)
+        for pipes in self._slots.values():
+            pipes.close()
+        self._store.close()
+
+    # ------------------------------------------------------------------ the machine
+
+    def feed(self, event: Event) -> None:
+        """Hand an event to the machine and do what it asks for; events that arise meanwhile come next."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for effect in self._agent.handle(self._loop.time(), self._events.popleft()):
+                    self._perform[type(effect)](effect)
+        finally:
+            self._handling = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        wakeup = self._agent.next_wakeup
+        timer = self._timer
+        if wakeup is None:
+            return
+        if timer is not None:
+            if timer.when() <= wakeup:
+                return  # it comes early enough, and is set anew then
+            timer.cancel()
+        self._timer = self._loop.call_at(wakeup, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        wakeup = self._agent.next_wakeup
+        if wakeup is not None and wakeup <= self._loop.time():
+            self.feed(events.Tick())
+        else:
+            self._set_timer()
+
+    # ------------------------------------------------------------------ the scheduler
+
+    def _to_scheduler(self, effect: events.ToScheduler) -> None:
+        self._scheduler.send(effect.message)
+
+    def _scheduler_message(self, connection: Connection, message: Any) -> None:
+        self.feed(events.FromScheduler(message))
+        if not self._joined and self._agent.welcomed:
+            self._joined = True
+            options = self._options
+            print(
+                f"cluster-worker {options.name} at {self._listener.address} joined {options.scheduler_address} "
+                f"with {options.slots} slot{'' if options.slots == 1 else 's'}",
+                flush=True,
+            )
+
+    def _scheduler_closed(self, connection: Connection, reason: str) -> None:
+        if not self._ended.done():
+            logger.error("the scheduler at %s is gone: %s", self._options.scheduler_address, reason or "it hung up")
+            self._ended.set_result(1)
+
+    def _close(self, effect: events.Close) -> None:
+        logger.info("the worker ends: %s", effect.reason)
+        self._listener.close()
+        if not self._ended.done():
+            self._ended.set_result(effect.exit_status)
+        self._scheduler.close()
+
+    # ------------------------------------------------------------------ slots
+
+    def _start_slot(self, effect: events.StartSlot) -> None:
+        pipes = SlotPipes(self._loop, effect.slot, self._slot_reports)
+        self._slots[effect.slot] = pipes
+        self._starter.start(effect.slot, pipes.slot_descriptors)
+        pipes.handed_over()
+
+    def _slot_reports(self, slot: int, reports: list[Any]) -> None:
+        ended: list[Any] = []
+        for report in reports:
+            if len(report) > 2:
+                ended.append(report)
+                continue
+            if ended:
+                self.feed(events.SlotReports(slot, ended))
+                ended = []
+            self.feed(events.SegmentAsked(slot, *report) if len(report) == 2 else events.SlotReady(slot))
+        if ended:
+            self.feed(events.SlotReports(slot, ended))
+
+    def _take_back(self, effect: events.TakeBack) -> None:
+        self._events.append(events.TookBack(effect.slot, self._slots[effect.slot].take_back()))
+
+    def _interrupt(self, effect: events.Interrupt) -> None:
+        self._slots[effect.slot].aim_interrupt(effect.sequence)
+        self._starter.interrupt(effect.slot)
+
+    def _slot_exited(self, slot: int, exit_code: int, signal_number: int, peak_memory_bytes: int) -> None:
+        pipes = self._slots[slot]
+        last_lines = pipes.drain()
+        unclaimed = pipes.take_back()
+        del self._slots[slot]
+        pipes.close()
+        self.feed(events.SlotExited(slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes))
+
+    def _starter_lost(self) -> None:
+        logger.error("the process that starts this worker's slots has died, and the slots with it; they start anew")
+        self._starter = StarterLink(self._starter_options)
+        self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
+        for slot in list(self._slots):
+            self._slot_exited(slot, -1, signal.SIGKILL, 0)
+
+    # ------------------------------------------------------------------ segments
+
+    def _create_segment(self, effect: events.CreateSegment) -> None:
+        def created(path: str, reason: str) -> None:
+            if not path:
+                self.feed(events.SegmentFailed(effect.request, reason))
+                return
+            if effect.data:
+                Path(path).write_bytes(effect.data)
+            self.feed(events.SegmentCreated(effect.request, path))
+
+        self._store.create(effect.nbytes, created)
+
+    def _remove_segments(self, effect: events.RemoveSegments) -> None:
+        for path in effect.paths:
+            self._store.remove(path)
+
+    def _answer_segment(self, effect: events.AnswerSegment) -> None:
+        self._slots[effect.slot].answer_segment(effect.sequence, effect.path, effect.reason)
+
+    # ------------------------------------------------------------------ figures
+
+    def _measure(self) -> None:
+        own = [os.getpid(), self._starter.process_id]
+        slots = list(self._starter.slot_process_ids.values())
+        figures = {
+            "agent_resident_bytes": sum(map(_resident_bytes, own)),
+            "slots_resident_bytes": sum(map(_resident_bytes, slots)),
+        }
+        self.feed(events.Measured(figures))
+        self._loop.call_later(_MEASURE_SECONDS, self._measure)
+
+
+def _resident_bytes(process_id: int) -> int:
+    try:
+        return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has just ended, or there is no such file system
+        return 0

@@ -1,0 +1,254 @@
+"""Values between agents, and between agents and clients: serving those who ask, asking those who have."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.daemon.agent_store import Store
+from cluster.errors import ClusterError
+from cluster.transport.tcp import Connection, connect
+from cluster.wire import messages
+from cluster.worker.events import (
+    Event,
+    FetchFrom,
+    FromPeer,
+    ServeSegment,
+    ToPeer,
+    ValueFetched,
+    ValueNotFetched,
+    ValuePut,
+)
+
+__all__ = ["PeerLinks", "PeerServer"]
+
+# Up to here a value travels inside its message (messages.Value says so).
+_IN_MESSAGE_BYTES: Final = 1024 * 1024
+
+Feed = Callable[[Event], None]
+
+
+def receive_into_segment(connection: Connection, store: Store, nbytes: int, then: Callable[[str, str], None]) -> None:
+    """Read the raw bytes that a message announced into a new segment; `then(path, "")`, or `then("", reason)` if there
+    is no room (the bytes are thrown away). Not called if the connection ends; the segment is removed then."""
+
+    def created(path: str, reason: str) -> None:
+        if connection.closed:
+            if path:
+                store.remove(path)
+            return
+        if not path:
+            connection.receive_raw(None, lambda: then("", reason))
+            return
+        segment = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            view = memoryview(mmap.mmap(segment, nbytes))
+        finally:
+            os.close(segment)
+        connection.context = path  # what is to be removed if the connection ends half-way
+
+        def arrived() -> None:
+            connection.context = None
+            then(path, "")
+
+        connection.receive_raw(view, arrived)
+
+    store.create(nbytes, created)
+
+
+class PeerServer:
+    """The connections that came in: peers that ask for values or push some."""
+
+    def __init__(self, store: Store, feed: Feed) -> None:
+        self._store = store
+        self._feed = feed
+        self._connections: dict[int, Connection] = {}
+        self._numbers: dict[Connection, int] = {}
+        self._held_back: dict[int, deque[ToPeer | ServeSegment]] = {}
+        self._last_number = 0
+
+    def connected(self, connection: Connection) -> None:
+        """A peer has proved itself."""
+        self._last_number += 1
+        number = self._last_number
+        self._connections[number] = connection
+        self._numbers[connection] = number
+        connection.on_writable = lambda: self._go_on(number)
+
+    def closed(self, connection: Connection, reason: str) -> None:
+        """A peer has gone."""
+        if connection.context:
+            self._store.remove(connection.context)
+        number = self._numbers.pop(connection)
+        del self._connections[number]
+        self._held_back.pop(number, None)
+
+    def message(self, connection: Connection, message: Any) -> None:
+        """A peer says something."""
+        number = self._numbers[connection]
+        if isinstance(message, messages.PutValue) and not message.data:
+            self._receive_put(connection, number, message)
+        elif isinstance(message, (messages.GetValues, messages.PutValue)):
+            self._feed(FromPeer(number, message))
+        elif not isinstance(message, messages.Heartbeat):
+            connection.abort(f"a peer sent a {type(message).__name__}, which is not for agents")
+
+    def send(self, effect: ToPeer | ServeSegment) -> None:
+        """Send an answer, when the peer has read enough of those before."""
+        connection = self._connections.get(effect.peer)
+        if connection is None:
+            return
+        if connection.paused or effect.peer in self._held_back:
+            self._held_back.setdefault(effect.peer, deque()).append(effect)
+        else:
+            self._send_now(connection, effect)
+
+    def _go_on(self, number: int) -> None:
+        waiting = self._held_back.get(number)
+        connection = self._connections[number]
+        while waiting and not connection.paused:
+            self._send_now(connection, waiting.popleft())
+        if not waiting:
+            self._held_back.pop(number, None)
+
+    def _send_now(self, connection: Connection, effect: ToPeer | ServeSegment) -> None:
+        if isinstance(effect, ToPeer):
+            connection.send(effect.message)
+            return
+        _, request, row, attempt, nbytes, path = effect
+        try:
+            if nbytes <= _IN_MESSAGE_BYTES:
+                data = Path(path).read_bytes()[:nbytes]
+                connection.send(messages.Value(request, row, attempt, data))
+                return
+            os.stat(path)
+        except FileNotFoundError:  # it was freed while the answer waited
+            connection.send(messages.ValueMissing(request, row, attempt))
+            return
+        connection.send(messages.ValueStream(request, row, attempt, nbytes))
+        connection.send_file(path, nbytes)
+
+    def _receive_put(self, connection: Connection, number: int, message: messages.PutValue) -> None:
+        row, attempt, nbytes, _ = message
+
+        def arrived(path: str, reason: str) -> None:
+            if path:
+                self._feed(ValuePut(number, row, attempt, nbytes, path))
+            else:
+                connection.send(messages.PutDone(row, attempt, reason))
+
+        receive_into_segment(connection, self._store, nbytes, arrived)
+
+
+class _Link:
+    """A connection to another agent, or the making of one, and the values asked of it that have not come."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connection: Connection | None = None
+        self.asked: deque[tuple[int, int]] = deque()  # (row, attempt), in the order of the answers to come
+        self.unsent: list[int] = []  # … of these nothing has been sent yet
+        self.requests = 0
+
+
+class PeerLinks:
+    """The connections to other agents: one each, made when it is first needed, many values at once."""
+
+    def __init__(self, secret: bytes, store: Store, feed: Feed) -> None:
+        self._secret = secret
+        self._store = store
+        self._feed = feed
+        self._links: dict[str, _Link] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def fetch(self, effect: FetchFrom) -> None:
+        """Ask for values; each is answered by an event."""
+        link = self._links.get(effect.address)
+        if link is None:
+            link = self._links[effect.address] = _Link(effect.address)
+            task = asyncio.get_running_loop().create_task(self._connect(link))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        for position in range(0, len(effect.values), 3):
+            row, attempt, _ = effect.values[position : position + 3]
+            link.asked.append((row, attempt))
+            link.unsent += (row, attempt)
+        self._send(link)
+
+    def close(self) -> None:
+        """Give up everything under way."""
+        for task in self._tasks:
+            task.cancel()
+        for link in list(self._links.values()):
+            if link.connection is not None:
+                link.connection.abort()
+
+    async def _connect(self, link: _Link) -> None:
+        try:
+            connection = await connect(
+                link.address,
+                secret=self._secret,
+                role="worker",
+                peer_roles=("worker",),
+                on_message=lambda _, message: self._message(link, message),
+                on_closed=lambda connection, reason: self._closed(link, connection, reason),
+            )
+        except ClusterError as error:
+            self._fail(link, str(error))
+            return
+        if not connection.closed:
+            link.connection = connection
+            self._send(link)
+
+    def _send(self, link: _Link) -> None:
+        if link.connection is not None and link.unsent:
+            link.requests += 1
+            link.connection.send(messages.GetValues(link.requests, link.unsent))
+            link.unsent = []
+
+    def _message(self, link: _Link, message: Any) -> None:
+        if isinstance(message, messages.Heartbeat):
+            return
+        if not isinstance(message, (messages.Value, messages.ValueStream, messages.ValueMissing)) or (
+            not link.asked or link.asked[0] != (message.row, message.attempt)
+        ):
+            assert link.connection is not None
+            link.connection.abort(f"the agent at {link.address} answered what was not asked")
+            return
+        row, attempt = message.row, message.attempt
+        if isinstance(message, messages.ValueStream):
+            self._receive(link, row, attempt, message.nbytes)
+            return
+        link.asked.popleft()
+        if isinstance(message, messages.Value):
+            self._feed(ValueFetched(link.address, row, attempt, len(message.data), message.data, ""))
+        else:
+            self._feed(ValueNotFetched(link.address, row, attempt, "it does not hold the value"))
+
+    def _receive(self, link: _Link, row: int, attempt: int, nbytes: int) -> None:
+        def arrived(path: str, reason: str) -> None:
+            link.asked.popleft()
+            if path:
+                self._feed(ValueFetched(link.address, row, attempt, nbytes, b"", path))
+            else:
+                self._feed(ValueNotFetched(link.address, row, attempt, reason))
+
+        assert link.connection is not None
+        receive_into_segment(link.connection, self._store, nbytes, arrived)
+
+    def _closed(self, link: _Link, connection: Connection, reason: str) -> None:
+        if connection.context:
+            self._store.remove(connection.context)
+        self._fail(link, reason or "the connection was closed")
+
+    def _fail(self, link: _Link, reason: str) -> None:
+        if self._links.get(link.address) is link:
+            del self._links[link.address]
+        asked, link.asked = link.asked, deque()
+        for row, attempt in asked:
+            self._feed(ValueNotFetched(link.address, row, attempt, reason))

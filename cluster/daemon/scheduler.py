@@ -1,0 +1,175 @@
+"""The scheduler's shell: sockets, the clock and signals around the machine that decides.
+
+Each message that arrives goes into `Scheduler.handle`, and what comes out is sent. One timer follows the machine's
+`next_wakeup`. A peer whose message makes no sense loses its connection; nobody else notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from cluster.config import Settings
+from cluster.errors import ClusterError
+from cluster.scheduler.ledger import Settings as MachineSettings
+from cluster.scheduler.machine import Close, Congested, Disconnected, Event, Received, Scheduler, Tick
+from cluster.secret import load_or_create_secret
+from cluster.transport.tcp import Connection, Listener, listen
+from cluster.version import __version__
+from cluster.wire import messages
+
+__all__ = ["SchedulerDaemon"]
+
+logger = logging.getLogger(__name__)
+
+CONGESTED_BYTES = 1 << 20  # beyond so much unsent, small values no longer travel with notices
+RELIEVED_BYTES = 1 << 18
+
+
+class SchedulerDaemon:
+    """One scheduler process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # The epoch must differ from life to life and only grow: the wall clock in milliseconds does both.
+        self._machine = Scheduler(
+            time.time_ns() // 1_000_000,
+            MachineSettings(
+                lead_seconds=settings.lead_seconds,
+                worker_timeout_seconds=settings.worker_timeout_seconds,
+                client_grace_seconds=settings.client_grace_seconds,
+                lineage_rows=settings.lineage_rows,
+                lineage_bytes=settings.lineage_bytes,
+                versions={"python": platform.python_version(), "cluster": __version__},
+            ),
+            os.getpid(),
+        )
+        self._connections: dict[int, Connection] = {}
+        self._congested: set[int] = set()
+        self._peers_seen = 0
+        self._listener: Listener | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._ended = asyncio.Event()
+
+    async def run(self, host: str, port: int, bound: socket.socket | None, parent_pipe: int | None) -> None:
+        """Serve until a signal or the end of the parent; raises AddressError when the port cannot be had."""
+        loop = asyncio.get_running_loop()
+        self._listener = await listen(
+            host,
+            port,
+            secret=load_or_create_secret(self._settings.directory),
+            role="scheduler",
+            peer_roles=("client", "worker"),
+            on_connected=self._connected,
+            on_message=self._received,
+            on_closed=self._closed,
+            bound=bound,
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        if parent_pipe is not None:
+            loop.add_reader(parent_pipe, self._ended.set)
+        # What lives now lives for ever; collections need not look at it again, nor look often at large tables.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        self._announce()
+        await self._ended.wait()
+        self._listener.close()
+        for connection in list(self._connections.values()):
+            if connection.peer.role == "worker":
+                connection.send(messages.ShutDown("the scheduler was asked to end"))
+            connection.close()
+        await asyncio.sleep(0)  # one step of the loop, in which the last messages leave
+
+    def _announce(self) -> None:
+        assert self._listener is not None
+        address = self._listener.address
+        print(f"cluster-scheduler listening at {address}")
+        given = os.environ.get("CLUSTER__DIRECTORY") or (
+            self._settings.directory if self._settings.directory != Settings().directory else None
+        )
+        directory = f" --directory {given}" if given else ""
+        print(f"start workers with:  cluster-worker {address}{directory}", flush=True)
+
+    # ------------------------------------------------------------------ connections
+
+    def _connected(self, connection: Connection) -> None:
+        self._peers_seen += 1
+        connection.context = self._peers_seen
+        self._connections[self._peers_seen] = connection
+
+    def _received(self, connection: Connection, message: Any) -> None:
+        try:
+            self._handle(Received(connection.context, message))
+        except (ClusterError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            # The peer proved to be one of ours, so this is a fault of its program or of this one: say it in full.
+            logger.exception("a message %s of %s made no sense", type(message).__name__, connection)
+            connection.abort(f"{type(message).__name__} made no sense: {error}")
+
+    def _closed(self, connection: Connection, reason: str) -> None:
+        del self._connections[connection.context]
+        self._congested.discard(connection.context)
+        if reason:
+            logger.warning("lost %s: %s", connection, reason)
+        self._handle(Disconnected(connection.context))
+
+    def _handle(self, event: Event) -> None:
+        events = [event]
+        while events:
+            for effect in self._machine.handle(time.monotonic(), events.pop(0)):
+                connection = self._connections.get(effect.peer)
+                if connection is None:
+                    continue
+                if isinstance(effect, Close):
+                    logger.warning("closing %s: %s", connection, effect.reason)
+                    connection.close()
+                    continue
+                connection.send(effect.message)
+                if connection.unsent_bytes > CONGESTED_BYTES and effect.peer not in self._congested:
+                    self._congested.add(effect.peer)
+                    events.append(Congested(effect.peer, True))
+            if self._congested:
+                events.extend(self._relieved())
+        self._set_timer()
+
+    def _relieved(self) -> list[Event]:
+        """The congested peers that have read what waited for them."""
+        relieved = [peer for peer in self._congested if self._connections[peer].unsent_bytes < RELIEVED_BYTES]
+        self._congested.difference_update(relieved)
+        return [Congested(peer, False) for peer in relieved]
+
+    def _set_timer(self) -> None:
+        due = self._machine.next_wakeup
+        if self._timer is not None:
+            if due >= self._timer_at:
+                return  # when that timer fires, the next one is set
+            self._timer.cancel()
+            self._timer = None
+        if due == float("inf"):
+            return
+        loop = asyncio.get_running_loop()
+        self._timer_at = due
+        self._timer = loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(Tick())
+
+
+def main_loop(settings: Settings, host: str, port: int, bound: socket.socket | None, parent_pipe: int | None) -> None:
+    """Run a scheduler in this process until it is asked to end."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+
+    async def serve() -> None:
+        await SchedulerDaemon(settings).run(host, port, bound, parent_pipe)
+
+    asyncio.run(serve())

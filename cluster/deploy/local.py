@@ -1,0 +1,189 @@
+"""A cluster on this machine: the same daemons as anywhere, as processes that end with this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import psutil
+
+from cluster.ids import new_id
+from cluster.secret import load_or_create_secret
+from cluster.units import parse_bytes
+
+__all__ = ["LocalCluster"]
+
+ENDING_SECONDS = 10.0
+"""How long the processes may take to end by themselves before they are killed."""
+LISTEN_BACKLOG = 128
+
+
+class _Daemon(NamedTuple):
+    name: str
+    process: subprocess.Popen[bytes]
+    pipe: int
+    """The daemon ends when this closes, with this process at the latest."""
+
+
+class LocalCluster:
+    """A scheduler and workers as processes of this machine, which end with this object or this process.
+
+    `n_workers` workers have `slots` slots each (all cores are shared out if it is not given; `threads_per_worker` is
+    another name for it). `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out what the machine,
+    or its container, has. `directory` keeps the secret; a temporary one if not given. Tasks see this process's `sys.path`.
+    """
+
+    def __init__(
+        self,
+        n_workers: int = 1,
+        slots: int | None = None,
+        *,
+        threads_per_worker: int | None = None,
+        memory_limit: str | int = "auto",
+        directory: str | Path | None = None,
+    ) -> None:
+        if slots is not None and threads_per_worker is not None:
+            raise ValueError("slots and threads_per_worker mean the same; give one of them")
+        if n_workers < 0:
+            raise ValueError(f"n_workers must be at least 0, not {n_workers}")
+        slots = slots if slots is not None else threads_per_worker
+        self.slots = max(1, _cores() // max(1, n_workers)) if slots is None else slots
+        if self.slots < 1:
+            raise ValueError(f"a worker needs at least one slot, not {self.slots}")
+        self.memory_limit_bytes = (
+            _memory_bytes() // max(1, n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
+        )
+        self._temporary = Path(tempfile.mkdtemp(prefix="cluster-")) if directory is None else None
+        self.directory = self._temporary if self._temporary is not None else Path(str(directory))
+        self._scheduler: _Daemon | None = None
+        self._workers: dict[str, _Daemon] = {}
+        self._workers_made = 0
+        self._token = new_id().hex()[:6]
+        try:
+            self.secret = load_or_create_secret(self.directory)
+            # The socket listens before the scheduler runs, so that workers and clients can start at the same time as it
+            # does: their connections wait in the backlog.
+            with socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG) as listening:
+                self.scheduler_address = "tcp://127.0.0.1:%d" % listening.getsockname()[1]
+                descriptor = listening.fileno()
+                self._scheduler = self._start(
+                    "scheduler", ["--listen-fd", str(descriptor)], "cluster.cli.scheduler", (descriptor,)
+                )
+            self.scale(n_workers)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def workers(self) -> list[str]:
+        """The names of the workers."""
+        return list(self._workers)
+
+    def scale(self, n_workers: int) -> None:
+        """Start workers until there are so many; ends none."""
+        while len(self._workers) < n_workers:
+            name = f"local-{self._token}-{self._workers_made}"
+            self._workers_made += 1
+            arguments = [
+                self.scheduler_address,
+                *("--slots", str(self.slots)),
+                *("--memory-limit", str(self.memory_limit_bytes)),
+                *("--name", name),
+                *("--python-path", os.pathsep.join(path or os.getcwd() for path in sys.path)),
+            ]
+            self._workers[name] = self._start(name, arguments, "cluster.cli.worker", ())
+
+    def explain_failure(self) -> str:
+        """Which of the processes have ended by themselves, and how; an empty text if none has."""
+        ended = [
+            f"{daemon.name} (exit status {daemon.process.returncode})"
+            for daemon in self._daemons()
+            if daemon.process.poll() is not None
+        ]
+        return f"processes of this local cluster have ended: {', '.join(ended)}; see what they wrote" if ended else ""
+
+    def close(self) -> None:
+        """End all processes and wait until they are gone."""
+        daemons = self._daemons()
+        self._scheduler = None
+        self._workers = {}
+        for daemon in daemons:
+            os.close(daemon.pipe)
+        deadline = time.monotonic() + ENDING_SECONDS
+        for daemon in daemons:
+            try:
+                daemon.process.wait(max(0.01, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                daemon.process.kill()
+                daemon.process.wait()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LocalCluster at {self.scheduler_address}, {len(self._workers)} workers of {self.slots} slots>"
+
+    def _daemons(self) -> list[_Daemon]:
+        # Workers first: they take leave of a scheduler that is still there.
+        return [*self._workers.values(), *([] if self._scheduler is None else [self._scheduler])]
+
+    def _start(self, name: str, arguments: list[str], module: str, descriptors: tuple[int, ...]) -> _Daemon:
+        paths = (_package_parent(), os.environ.get("PYTHONPATH"))
+        reader, writer = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", module, *arguments),
+                    *("--port", "0", "--directory", str(self.directory), "--parent-pipe", str(reader)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(reader, *descriptors),
+                start_new_session=True,  # Ctrl-C at the terminal is for the user's program alone
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            )
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        return _Daemon(name, process, writer)
+
+
+def _package_parent() -> str:
+    """Where this package lies: the daemons run this very one, wherever they are started."""
+    return str(Path(__file__).resolve().parents[2])
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    """What this machine has, or what its container may use of it."""
+    total = int(psutil.virtual_memory().total)
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = Path(file).read_text().strip()
+        except OSError:
+            continue  # not this kind of container
+        if limit.isdigit():
+            total = min(total, int(limit))
+    return total

@@ -1,0 +1,1 @@
+"""The scheduler's decisions: pure, driven by messages and a clock that is an argument."""

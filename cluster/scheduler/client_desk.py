@@ -1,0 +1,301 @@
+"""Messages of clients: coming, going, and what they bring: tasks, values, futures of others."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+from cluster.errors import ProtocolError
+from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.functions import FunctionRecord
+from cluster.scheduler.ledger import Failure, Ledger
+from cluster.scheduler.lifecycle import Lifecycle
+from cluster.scheduler.placement import Placement
+from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.table import (
+    DELIVERED,
+    FAILED,
+    FINISHED,
+    GRANTED,
+    KEPT,
+    OWNER_WANTS,
+    RELEASED,
+    WAITING,
+    Run,
+)
+from cluster.wire import messages
+
+__all__ = ["ClientDesk"]
+
+PUSHES_TRIED = 5
+
+
+class ClientDesk:
+    """Applies clients' messages to the ledger."""
+
+    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement) -> None:
+        self.ledger = ledger
+        self.lifecycle = lifecycle
+        self.placement = placement
+
+    # ------------------------------------------------------------------ coming and going
+
+    def join(self, peer: int, message: messages.ClientJoin) -> None:
+        """A client introduces itself."""
+        ledger = self.ledger
+        client = ledger.clients.get(message.client_id)
+        if client is None:
+            client = ledger.clients[message.client_id] = ClientRecord(message.client_id, message.name, peer)
+        else:
+            ledger.client_of_peer.pop(client.peer, None)
+            client.peer = peer
+        client.connected = True
+        client.gone_at = math.inf
+        ledger.client_of_peer[peer] = client
+        ledger.send(peer, messages.ClientWelcome(ledger.epoch, ledger.settings.versions))
+
+    def gone(self, now: float, client: ClientRecord) -> None:
+        """A client's connection is lost: its wants stay for a while, what only its memory held is lost."""
+        client.connected = False
+        client.gone_at = now
+        table = self.ledger.table
+        for run in client.all_runs():
+            if run.offered:
+                for row in range(run.start, run.start + run.count):
+                    if table.state[row] == FINISHED and table.holder[row] < 0:
+                        self.lifecycle.lost(row)
+
+    def leave(self, client: ClientRecord) -> None:
+        """A client is done, or did not come back: everything that it wants is released."""
+        ledger = self.ledger
+        if client.connected:
+            self.gone(0.0, client)
+        client.gone_at = math.inf
+        ledger.client_of_peer.pop(client.peer, None)
+        for run in client.all_runs():
+            ledger.deferred.append(("release", client, run.first_number, run.count))
+        for number in list(client.aliases):
+            ledger.deferred.append(("release", client, number, 1))
+        ledger.deferred.append(("end", client, 0, 0))
+
+    def end(self, client: ClientRecord) -> None:
+        """All that a client wanted is released: forget it, unless tasks of its own still run for others."""
+        for function in client.functions.values():
+            function.users -= 1
+            if function.users == 0:
+                self.ledger.functions.pop(function.identity, None)
+        client.functions = {}
+        client.ended = True
+        self.lifecycle.forget_client(client)
+
+    # ------------------------------------------------------------------ tasks and values
+
+    def define_function(self, client: ClientRecord, message: messages.DefineFunction) -> None:
+        """A function's bytes, before the first task that names it."""
+        if message.function_id in client.functions:
+            return
+        function = self.ledger.functions.get(message.function_id)
+        if function is None:
+            function = FunctionRecord(message.function_id, message.name, message.blob)
+            self.ledger.functions[message.function_id] = function
+        function.users += 1
+        client.functions[message.function_id] = function
+
+    def submit(self, client: ClientRecord, message: messages.Submit) -> None:
+        """A part of a batch."""
+        if not client.take_numbers(message.first, message.count):
+            return
+        run = self._new_run(client, message)
+        table = self.ledger.table
+        start, stop = run.start, run.start + run.count
+        table.flags[start:stop] = bytes((OWNER_WANTS,)) * run.count
+        keep = bool(message.options.get("keep"))
+        table.holds[start:stop] = array("i", (2 if keep else 1,)) * run.count
+        if keep:
+            table.flags[start:stop] = bytes((OWNER_WANTS | KEPT,)) * run.count
+        if message.dependency_starts:
+            self._link(client, run, message)
+        else:
+            owner = NOBODY
+            if message.options.get("allow_other_workers"):
+                owner = self.lifecycle.home(start, run)
+            self.ledger.make_ready(run, owner, start, stop)
+
+    def _new_run(self, client: ClientRecord, message: messages.Submit) -> Run:
+        function = client.functions.get(message.function_id)
+        if function is None:
+            raise ProtocolError(f"tasks of {message.label!r} name a function that was never defined")
+        count = message.count
+        offsets = None
+        if message.offsets:
+            offsets = array("I", message.offsets)
+            if len(offsets) != count + 1 or offsets[-1] != len(message.blob):
+                raise ProtocolError(f"the arguments of {message.label!r} do not fit their offsets")
+        starts = None
+        if message.dependency_starts:
+            starts = array("I", message.dependency_starts)
+            if len(starts) != count + 1 or 8 * starts[-1] != len(message.dependencies):
+                raise ProtocolError(f"the inputs of {message.label!r} do not fit their index")
+        run = self.ledger.table.allocate(count, client, message.first)
+        client.add_run(run)
+        function.users += 1
+        run.function = function
+        run.label = message.label
+        run.batch = message.batch
+        run.options = message.options
+        run.priority = int(message.options.get("priority", 0))
+        run.arguments = message.arguments
+        run.offsets = offsets
+        run.blob = message.blob
+        run.dependency_starts = starts
+        run.lane = self.ledger.lane_for(client, message.options)
+        return run
+
+    def _link(self, client: ClientRecord, run: Run, message: messages.Submit) -> None:
+        """Turn the inputs' numbers into rows, and count what each task waits for."""
+        table, lifecycle = self.ledger.table, self.lifecycle
+        row_of = client.row
+        run.dependencies = array("q", [row_of(number) for number in array("q", message.dependencies)])
+        orphans = self._set_orphans_apart(run) if -1 in run.dependencies else ()
+        run_of, holds = table.run_of, table.holds
+        previous = None
+        for source in run.dependencies:
+            holds[source] += 1
+            source_run = run_of[source]
+            if source_run is not previous and source_run is not None:
+                previous = source_run
+                source_run.has_dependents = True
+                run.depth = max(run.depth, source_run.depth + 1)
+        starts, rows, add_edge = run.dependency_starts, run.dependencies, table.add_edge
+        assert starts is not None
+        for place in range(run.count):
+            row = run.start + place
+            for position in range(starts[place], starts[place + 1]):
+                add_edge(rows[position], row, run)
+            if row not in orphans:
+                lifecycle.start_row(row, run)
+        for row in orphans:
+            table.state[row] = WAITING
+            lifecycle.fail(row, self._orphaned(row, run))
+
+    def _set_orphans_apart(self, run: Run) -> dict[int, None]:
+        """The rows with an input that was released already. They are left without inputs."""
+        starts, rows = run.dependency_starts, run.dependencies
+        assert starts is not None
+        orphans: dict[int, None] = {}
+        kept_starts, kept_rows = array("I", (0,)), array("q")
+        for place in range(run.count):
+            mine = rows[starts[place] : starts[place + 1]]
+            if -1 in mine:
+                orphans[run.start + place] = None
+            else:
+                kept_rows.extend(mine)
+            kept_starts.append(len(kept_rows))
+        run.dependency_starts, run.dependencies = kept_starts, kept_rows
+        return orphans
+
+    def _orphaned(self, row: int, run: Run) -> Failure:
+        key = self.ledger.key(row)
+        details = {
+            "type": "ValueLost",
+            "message": f"an input of {key} was released before {key} was submitted",
+            "key": key,
+            "remedy": "keep the future of the input until the task that takes it is submitted",
+        }
+        return Failure("lost", b"", details, row, run.identity)
+
+    def offer(self, client: ClientRecord, message: messages.Offer) -> None:
+        """Values in the client's own memory."""
+        if not client.take_numbers(message.first, message.count):
+            return
+        ledger, table = self.ledger, self.ledger.table
+        sizes = array("q", message.sizes)
+        if len(sizes) != message.count or (message.contains and len(message.contains) != message.count):
+            raise ProtocolError("offered values do not fit their sizes")
+        run = table.allocate(message.count, client, message.first)
+        client.add_run(run)
+        run.offered = True
+        run.label = "scatter"
+        start, stop = run.start, run.start + run.count
+        table.state[start:stop] = bytes((FINISHED,)) * run.count
+        table.flags[start:stop] = bytes((OWNER_WANTS | DELIVERED,)) * run.count
+        table.holds[start:stop] = array("i", (1,)) * run.count
+        table.nbytes[start:stop] = sizes
+        table.attempt[start:stop] = array("q", (ledger.next_attempt(),)) * run.count
+        for place, references in enumerate(message.contains):
+            rows = [row for row in map(self._row_of_reference, references) if row >= 0]
+            self.lifecycle.set_contained(start + place, rows)
+        if message.placement != "demand":
+            self._push_at_once(run, message)
+
+    def _push_at_once(self, run: Run, message: messages.Offer) -> None:
+        workers = [
+            worker
+            for worker in self.ledger.workers.values()
+            if not worker.draining
+            and (not message.workers or worker.name in message.workers or worker.address in message.workers)
+        ]
+        if not workers:
+            return  # pushed when a task needs it
+        for place, row in enumerate(range(run.start, run.start + run.count)):
+            targets = workers if message.placement == "broadcast" else [workers[place % len(workers)]]
+            for worker in targets:
+                self.placement.order_push(row, worker)
+
+    def pushed(self, client: ClientRecord, message: messages.Pushed) -> None:
+        """A client could not push a value: try again, or fail who waits for it there. (Workers tell of success.)"""
+        row = client.row(message.number)
+        worker = next((w for w in self.ledger.workers.values() if w.address == message.address), None)
+        if row < 0 or worker is None or not message.error:
+            return
+        under_way = self.ledger.pushing.get(row, {})
+        tried = under_way.pop(worker.index, None)
+        if tried is None:
+            return
+        if tried < PUSHES_TRIED:
+            self.placement.order_push(row, worker)
+            under_way[worker.index] = tried + 1
+            return
+        details = {
+            "type": "ValueLost",
+            "message": f"the client could not send an argument to worker {worker.name} at {worker.address}: "
+            + message.error,
+            "key": self.ledger.key(row),
+            "worker": worker.name,
+            "remedy": "see that the client can connect to the worker's address",
+        }
+        failure = Failure("lost", b"", details, row, self.ledger.run(row).identity)
+        table = self.ledger.table
+        for dependent in list(table.dependents(row)):
+            if table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
+                self.lifecycle.fail(dependent, failure)
+
+    def alias(self, client: ClientRecord, message: messages.Alias) -> None:
+        """Futures of other clients that came inside a value: each gets a number, and a want."""
+        ledger, table = self.ledger, self.ledger.table
+        for number, reference in enumerate(message.references, message.first):
+            if number in client.aliases:
+                continue
+            row = self._row_of_reference(reference)
+            if row < 0:
+                details = {
+                    "type": "ValueLost",
+                    "message": "the task behind this future was released before the future arrived here",
+                    "remedy": "keep the value that contains the future until the future was unpickled",
+                }
+                ledger.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
+                continue
+            client.aliases[number] = row
+            table.holds[row] += 1
+            ledger.aliases_of.setdefault(row, []).append((client, number))
+            if table.state[row] == FINISHED:
+                ledger.tell_finished(client, number, b"")
+            elif table.state[row] == FAILED:
+                ledger.tell_failed(client, number, ledger.failures[row])
+            elif table.state[row] == RELEASED:
+                self.lifecycle.revive(row)
+
+    def _row_of_reference(self, reference: Any) -> int:
+        client = self.ledger.clients.get(reference[0])
+        return -1 if client is None else client.row(reference[1])

@@ -1,0 +1,300 @@
+"""Everything that the scheduler knows, and what it is about to say.
+
+The ledger holds the table, the clients, the workers, the rare facts by row, and the outbox. It has the small steps that
+all deciding parts share (make a row ready, tell a client, order a worker to free a value). Which step is right when is
+decided above: `lifecycle.py` (states of tasks), `placement.py` (who runs what), `client_desk.py` and `worker_desk.py`
+(messages).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from cluster.ids import task_key
+from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.functions import FunctionRecord
+from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
+from cluster.scheduler.table import FINISHED, OWNER_WANTS, READY, Run, Table
+from cluster.scheduler.workers import GrantRecord, WorkerRecord
+from cluster.wire import messages
+
+__all__ = ["Close", "Failure", "Ledger", "Send", "Settings"]
+
+INLINE_BYTES_PER_FRAME = 64 * 1024
+
+
+class Send(NamedTuple):
+    """Effect: write a message to a peer."""
+
+    peer: int
+    message: Any
+
+
+class Close(NamedTuple):
+    """Effect: close a peer's connection."""
+
+    peer: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the scheduler's decisions depend on besides messages and time."""
+
+    lead_seconds: float = 0.010
+    worker_timeout_seconds: float = 10.0
+    client_grace_seconds: float = 60.0
+    lineage_rows: int = 1_000_000
+    lineage_bytes: int = 1_000_000_000
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task has no value. Tasks that failed because of it share the object."""
+
+    kind: str
+    error: bytes
+    details: dict[str, Any]
+    row: int
+    run_identity: int
+
+
+class FinishedNotice:
+    """A `Finished` under construction, so that single rows of one report leave as one message."""
+
+    __slots__ = ("offsets", "pieces", "runs", "total")
+
+    def __init__(self) -> None:
+        self.runs: list[int] = []
+        self.offsets = array("I", [0])
+        self.pieces: list[bytes] = []
+        self.total = 0
+
+    def add(self, number: int, piece: bytes) -> None:
+        """Add one number with its value, or with no bytes when the value stays where it is."""
+        runs = self.runs
+        if runs and runs[-2] + runs[-1] == number:
+            runs[-1] += 1
+        else:
+            runs += (number, 1)
+        if piece:
+            self.pieces.append(piece)
+            self.total += len(piece)
+        self.offsets.append(self.total)
+
+    def message(self) -> messages.Finished:
+        """What goes on the wire."""
+        if not self.total:
+            return messages.Finished(self.runs, b"", b"")
+        return messages.Finished(self.runs, self.offsets.tobytes(), b"".join(self.pieces))
+
+
+class Ledger:
+    """The scheduler's memory. One instance is one epoch."""
+
+    def __init__(self, epoch: int, settings: Settings) -> None:
+        self.epoch = epoch
+        self.settings = settings
+        self.table = Table()
+        self.clients: dict[bytes, ClientRecord] = {}
+        self.client_of_peer: dict[int, ClientRecord] = {}
+        self.workers: dict[int, WorkerRecord] = {}  # by index
+        self.worker_of_peer: dict[int, WorkerRecord] = {}
+        self.functions: dict[bytes, FunctionRecord] = {}
+        self.restrictions: dict[Restriction, Restriction] = {ANYWHERE: ANYWHERE}
+        self.failures: dict[int, Failure] = {}
+        self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
+        self.deaths: dict[int, int] = {}  # row -> slots that died while running it
+        self.missed: dict[int, int] = {}  # row -> runs that could not get an input
+        self.contains: dict[int, list[int]] = {}  # row -> rows whose futures lie inside its value
+        self.aliases_of: dict[int, list[tuple[ClientRecord, int]]] = {}  # row -> other clients' numbers for it
+        self.pushing: dict[int, dict[int, int]] = {}  # offered row -> worker index -> push orders sent
+        self.locating: dict[int, list[Any]] = {}  # row -> location requests that wait for it
+        self.deferred: deque[tuple[str, ClientRecord, int, int]] = deque()
+        self.preferred: dict[int, None] = {}  # workers that hold inputs of rows that just became ready
+        self.ready_rows = 0
+        self.outbox: list[tuple[int, Any]] = []
+        self._attempts = 0
+        self._workers_seen = 0
+        self._frees: dict[int, list[int]] = {}
+
+    # ------------------------------------------------------------------ identities
+
+    def next_attempt(self) -> int:
+        """An attempt number that was never used in this epoch."""
+        self._attempts += 1
+        return self._attempts
+
+    def next_worker_index(self) -> int:
+        """A worker index that was never used in this epoch."""
+        self._workers_seen += 1
+        return self._workers_seen - 1
+
+    def number(self, row: int) -> int:
+        """The row's number at the client that submitted it."""
+        run = self.run(row)
+        return run.first_number + row - run.start
+
+    def run(self, row: int) -> Run:
+        """The run of a row in use."""
+        run = self.table.run_of[row]
+        assert run is not None, f"row {row} is free"
+        return run
+
+    def key(self, row: int) -> str:
+        """The row's name for people."""
+        run = self.run(row)
+        own = run.options.get("key")
+        if own:
+            return str(own)
+        return task_key(run.label, run.client.identity, run.batch, self.number(row))
+
+    # ------------------------------------------------------------------ what is ready
+
+    def lane_for(self, client: ClientRecord, options: dict[str, Any]) -> Lane:
+        """The client's lane for tasks with these options."""
+        if "workers" not in options and "resources" not in options:
+            restriction = ANYWHERE
+        else:
+            restriction = Restriction(
+                tuple(options.get("workers", ())),
+                bool(options.get("allow_other_workers", False)),
+                tuple(sorted((str(name), float(amount)) for name, amount in options.get("resources", {}).items())),
+            )
+            restriction = self.restrictions.setdefault(restriction, restriction)
+        lane = client.lanes.get(restriction)
+        if lane is None:
+            lane = client.lanes[restriction] = Lane(restriction)
+        return lane
+
+    def make_ready(self, run: Run, owner: int, start: int, stop: int) -> None:
+        """Rows `start` to `stop` of a run may start; `owner` is the worker that should (NOBODY: any)."""
+        count = stop - start
+        table = self.table
+        table.state[start:stop] = bytes((READY,)) * count
+        assert run.lane is not None
+        run.lane.add(run, owner, start, stop)
+        run.client.ready_rows += count
+        self.ready_rows += count
+        if owner >= 0:
+            self.preferred[owner] = None
+
+    def not_ready(self, row: int) -> None:
+        """A ready row is about to change its state otherwise than by being granted."""
+        run = self.run(row)
+        assert run.lane is not None
+        run.lane.drop(run)
+        run.client.ready_rows -= 1
+        self.ready_rows -= 1
+
+    # ------------------------------------------------------------------ what is said
+
+    def send(self, peer: int, message: Any) -> None:
+        """Put a message into the outbox."""
+        self.outbox.append((peer, message))
+
+    def tell_finished(self, client: ClientRecord, number: int, piece: bytes) -> None:
+        """Tell a client that one of its numbers has a value, with the value's bytes or without."""
+        if not client.connected:
+            return
+        if self.outbox:
+            peer, last = self.outbox[-1]
+            if (
+                peer == client.peer
+                and type(last) is FinishedNotice
+                and last.total + len(piece) <= INLINE_BYTES_PER_FRAME
+            ):
+                last.add(number, piece)
+                return
+        notice = FinishedNotice()
+        notice.add(number, piece)
+        self.outbox.append((client.peer, notice))
+
+    def tell_failed(self, client: ClientRecord, number: int, failure: Failure) -> None:
+        """Tell a client why one of its numbers has no value."""
+        if client.connected:
+            message = messages.Failed([number, 1], failure.kind, failure.error, failure.details)
+            self.outbox.append((client.peer, message))
+
+    def tell_wanting(self, row: int, failure: Failure | None) -> None:
+        """Tell every client that wants the row how it stands: failed, or (None) waiting for its value again."""
+        run = self.run(row)
+        wanting = list(self.aliases_of.get(row, ()))
+        if self.table.flags[row] & OWNER_WANTS:
+            wanting.append((run.client, run.first_number + row - run.start))
+        for client, number in wanting:
+            if failure is not None:
+                self.tell_failed(client, number, failure)
+            elif client.connected:
+                self.outbox.append((client.peer, messages.Reset([number, 1])))
+
+    @property
+    def has_rare_facts(self) -> bool:
+        """Whether any row at all has an entry in a side table that concerns finished rows."""
+        return bool(
+            self.contains
+            or self.aliases_of
+            or self.locating
+            or self.pushing
+            or self.table.replicas
+            or self.failed_runs
+            or self.deaths
+            or self.missed
+        )
+
+    def order_free(self, worker_index: int, attempt: int, row: int, count: int = 1) -> None:
+        """Order a worker to free consecutive values; orders are gathered until the outbox is taken."""
+        worker = self.workers.get(worker_index)
+        if worker is None:
+            return
+        orders = self._frees.setdefault(worker_index, [])
+        if orders and orders[-3] == attempt and orders[-2] + orders[-1] == row:
+            orders[-1] += count
+        else:
+            orders += (attempt, row, count)
+
+    def count_in(self, worker_index: int, nbytes: int) -> None:
+        """A worker holds one more value."""
+        worker = self.workers.get(worker_index)
+        if worker is not None:
+            worker.held_values += 1
+            worker.held_bytes += nbytes
+
+    def count_out(self, worker_index: int, nbytes: int, values: int = 1) -> None:
+        """A worker holds so many values and bytes less."""
+        worker = self.workers.get(worker_index)
+        if worker is not None:
+            worker.held_values -= values
+            worker.held_bytes -= nbytes
+
+    def take_outbox(self) -> list[tuple[int, Any]]:
+        """All that is to be sent, in order; the outbox is empty then."""
+        outbox = self.outbox
+        self.outbox = []
+        for position, (peer, message) in enumerate(outbox):
+            if type(message) is FinishedNotice:
+                outbox[position] = (peer, message.message())
+        if self._frees:
+            for worker_index, orders in self._frees.items():
+                worker = self.workers.get(worker_index)
+                if worker is not None:
+                    outbox.append((worker.peer, messages.Free(orders)))
+            self._frees = {}
+        return outbox
+
+    # ------------------------------------------------------------------ grants
+
+    def grant_of(self, worker: WorkerRecord, attempt: int, row: int) -> GrantRecord | None:
+        """The grant under which that worker has the row, if it is the one that counts."""
+        grant = worker.grants.get(attempt)
+        if grant is None or not any(start <= row < stop for start, stop in grant.spans):
+            return None
+        return grant
+
+    def has_value(self, row: int) -> bool:
+        """Whether the row's value exists."""
+        return self.table.state[row] == FINISHED

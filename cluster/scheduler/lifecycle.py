@@ -1,0 +1,449 @@
+"""The states of a task, and what each change drags along.
+
+::
+
+                 inputs exist          granted             done
+      WAITING ───────────────► READY ──────────► GRANTED ──────────► FINISHED
+         ▲  ▲                    │                  │                   │  nobody needs the value
+         │  └── an input is lost ┘                  │                   ▼
+         │                                          │               RELEASED ──► free (no heir is left)
+         ├────────────── its run was lost ──────────┘                   │
+         └────────────── its value is needed again ─────────────────────┘
+      any unfinished state ──► FAILED ──► (retry) WAITING
+
+Two counters rule what is kept. `holds` counts the reasons to have a row's *value*; at zero the value is released.
+`heirs` counts the rows whose recomputation would need the row; a released row with heirs stays as a recipe. Freeing a
+row takes it from its inputs' heirs, so whole ancestries go when their last descendant does. All walks are loops, never
+recursion: a chain may be a million long.
+"""
+
+from __future__ import annotations
+
+from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.ledger import Failure, Ledger
+from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.table import (
+    DELIVERED,
+    FAILED,
+    FINISHED,
+    FREE,
+    GRANTED,
+    KEPT,
+    NO_RECIPE,
+    OWNER_WANTS,
+    READY,
+    RELEASED,
+    WAITING,
+    Run,
+)
+from cluster.scheduler.workers import WorkerRecord
+from cluster.wire import messages
+
+__all__ = ["Lifecycle"]
+
+
+class Lifecycle:
+    """Moves rows between states and keeps holds, heirs and notices right."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._unneeded: list[int] = []  # rows whose holds fell to zero, not yet looked at
+
+    # ------------------------------------------------------------------ starting
+
+    def start_row(self, row: int, run: Run) -> None:
+        """A new or revived row, all inputs held: make it wait or ready, or fail with an input."""
+        table = self.ledger.table
+        state = table.state
+        missing = 0
+        revive = []
+        for source in table.inputs_of(row):
+            source_state = state[source]
+            if source_state == FINISHED:
+                continue
+            if source_state == FAILED:
+                state[row] = WAITING
+                self.fail(row, self.ledger.failures[source])
+                return
+            missing += 1
+            if source_state == RELEASED:
+                revive.append(source)
+        table.waiting[row] = missing
+        state[row] = WAITING
+        if missing == 0:
+            self.ledger.make_ready(run, self.home(row, run), row, row + 1)
+        for source in revive:
+            self.revive(source)
+
+    def home(self, row: int, run: Run) -> int:
+        """The worker that holds most bytes of the row's inputs; NOBODY when no worker holds any."""
+        table = self.ledger.table
+        sources = table.inputs_of(row)
+        if len(sources) == 1:
+            return table.holder[sources[0]]
+        if len(sources) == 0:
+            if run.options.get("allow_other_workers"):
+                named = run.options.get("workers", ())
+                for worker in self.ledger.workers.values():
+                    if worker.name in named or worker.address in named:
+                        return worker.index
+            return NOBODY
+        held: dict[int, int] = {}
+        for source in sources:
+            nbytes = table.nbytes[source] + 1
+            for worker_index in table.holders(source):
+                held[worker_index] = held.get(worker_index, 0) + nbytes
+        return max(held, key=lambda index: (held[index], -index)) if held else NOBODY
+
+    def revive(self, row: int) -> None:
+        """Compute a released value again, and whatever released values that takes."""
+        ledger, table = self.ledger, self.ledger.table
+        stack = [row]
+        revived = []
+        while stack:
+            current = stack.pop()
+            if table.state[current] != RELEASED or table.holds[current] == 0:
+                continue  # what needed it may have failed meanwhile
+            run = ledger.run(current)
+            self._leave_recipes(current, run)
+            table.state[current] = WAITING
+            if run.offered or table.flags[current] & NO_RECIPE:
+                self.fail(current, self._cannot_recompute(current, run))
+                continue
+            for source in table.inputs_of(current):
+                table.holds[source] += 1
+                stack.append(source)
+            revived.append(current)
+        # Sources come later in the list than what needs them; start them first, so that nobody is revived twice.
+        for current in reversed(revived):
+            if table.state[current] == WAITING:
+                self.start_row(current, ledger.run(current))
+
+    def _cannot_recompute(self, row: int, run: Run) -> Failure:
+        if run.offered:
+            why = "it was sent from a client's memory, and no worker holds a copy any more"
+        else:
+            why = "the recipe of an input was given up (past the lineage bound, or the input came from a client)"
+        key = self.ledger.key(row)
+        details = {
+            "type": "ValueLost",
+            "message": f"the value of {key} was lost with its worker and cannot be computed again: {why}",
+            "key": key,
+            "remedy": "submit the task again, or keep a copy of the data on two workers",
+        }
+        return Failure("lost", b"", details, row, run.identity)
+
+    # ------------------------------------------------------------------ ending
+
+    def finished(self, row: int, worker: WorkerRecord, nbytes: int, piece: bytes) -> None:
+        """A granted row has its value on `worker`; `piece` is the value if it came along."""
+        ledger, table = self.ledger, self.ledger.table
+        run = ledger.run(row)
+        table.state[row] = FINISHED
+        table.holder[row] = worker.index
+        table.nbytes[row] = nbytes
+        ledger.count_in(worker.index, nbytes)
+        self.tell_value(row, run, piece)
+        self.wake_dependents(row)
+        self.leave_inputs(row)
+        self.settle_finished(row)
+
+    def tell_value(self, row: int, run: Run, piece: bytes) -> None:
+        """Tell those who want the row that its value exists."""
+        ledger = self.ledger
+        flags = ledger.table.flags
+        if flags[row] & OWNER_WANTS:
+            client = run.client
+            carried = b"" if client.congested else piece
+            ledger.tell_finished(client, run.first_number + row - run.start, carried)
+            if carried and client.connected:
+                flags[row] |= DELIVERED
+        for client, number in ledger.aliases_of.get(row, ()):
+            ledger.tell_finished(client, number, b"" if client.congested else piece)
+
+    def wake_dependents(self, row: int) -> None:
+        """The row's value exists: dependents that waited for it last become ready."""
+        ledger, table = self.ledger, self.ledger.table
+        if table.first_edge[row] < 0:
+            return
+        waiting = table.waiting
+        # In the order of submission: edges are kept newest first.
+        for dependent in reversed([other for other in table.dependents(row) if table.state[other] == WAITING]):
+            waiting[dependent] -= 1
+            if waiting[dependent] == 0:
+                run = ledger.run(dependent)
+                ledger.make_ready(run, self.home(dependent, run), dependent, dependent + 1)
+
+    def leave_inputs(self, row: int) -> None:
+        """An unfinished task ended: it no longer holds its inputs' values."""
+        table = self.ledger.table
+        for source in table.inputs_of(row):
+            self.unhold(source)
+
+    def settle_finished(self, row: int) -> None:
+        """After a row got its value: end a keep, answer location requests, release what nobody wants."""
+        ledger, table = self.ledger, self.ledger.table
+        if table.flags[row] & KEPT:
+            table.flags[row] &= ~KEPT
+            self.unhold(row)
+        if table.holds[row] == 0:
+            self._unneeded.append(row)
+        if row in ledger.locating:
+            self.answer_locating(row)
+        if self._unneeded:
+            self.drain()
+
+    def answer_locating(self, row: int) -> None:
+        """A row that location requests wait for has ended."""
+        for request in self.ledger.locating.pop(row, ()):
+            request.ended()
+
+    def fail(self, row: int, failure: Failure) -> None:
+        """An unfinished row, and all that depend on it, end without a value."""
+        ledger, table = self.ledger, self.ledger.table
+        stack = [row]
+        while stack:
+            current = stack.pop()
+            state = table.state[current]
+            if state not in (WAITING, READY, GRANTED):
+                continue
+            if state == READY:
+                ledger.not_ready(current)
+            elif state == GRANTED:
+                self.stop(current)
+            table.state[current] = FAILED
+            table.holder[current] = -1
+            ledger.failures[current] = failure
+            ledger.tell_wanting(current, failure)
+            for dependent in table.dependents(current):
+                # A dependent that was granted may have got the value already: only a cancel stops it.
+                if failure.kind == "cancelled" or table.state[dependent] != GRANTED:
+                    stack.append(dependent)
+            self.leave_inputs(current)
+            self.settle_finished(current)
+
+    def stop(self, row: int) -> None:
+        """Order the worker of a granted row to end its run."""
+        ledger, table = self.ledger, self.ledger.table
+        worker = ledger.workers.get(table.holder[row])
+        attempt = table.attempt[row]
+        if worker is not None and attempt in worker.grants and (attempt, row) not in worker.stopping:
+            worker.stopping[(attempt, row)] = worker.grants[attempt]
+            ledger.send(worker.peer, messages.Stop([attempt, row]))
+
+    def requeue(self, row: int) -> None:
+        """The run of a granted row came to nothing, for no fault of its own: it will run again."""
+        ledger, table = self.ledger, self.ledger.table
+        table.holder[row] = -1
+        table.state[row] = WAITING
+        if table.holds[row] == 0:
+            self._unneeded.append(row)
+            self.drain()
+        else:
+            self.start_row(row, ledger.run(row))
+
+    def lost(self, row: int) -> None:
+        """The last replica of a finished row's value is gone."""
+        ledger, table = self.ledger, self.ledger.table
+        run = ledger.run(row)
+        if run.offered and run.client.connected:
+            return  # its client still has it, and pushes it again when somebody needs it
+        self._drop_contained(row)
+        table.state[row] = RELEASED
+        for dependent in table.dependents(row):
+            if table.state[dependent] == READY:
+                ledger.not_ready(dependent)
+                table.state[dependent] = WAITING
+                table.waiting[dependent] = 1
+            elif table.state[dependent] == WAITING:
+                table.waiting[dependent] += 1
+        flags = table.flags[row]
+        delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
+        if table.holds[row] > delivered:
+            if not delivered:
+                ledger.tell_wanting(row, None)
+            self.enter_recipes(row, run)
+            self.revive(row)
+        else:
+            self.enter_recipes(row, run)
+            self._unneeded.append(row)
+        self.drain()
+
+    # ------------------------------------------------------------------ holds
+
+    def unhold(self, row: int) -> None:
+        """One reason less to have the row's value. Call `drain` when the step is over."""
+        holds = self.ledger.table.holds
+        holds[row] -= 1
+        if holds[row] == 0:
+            self._unneeded.append(row)
+
+    def drain(self) -> None:
+        """Release or forget everything whose last reason went."""
+        ledger, table = self.ledger, self.ledger.table
+        while self._unneeded:
+            row = self._unneeded.pop()
+            state = table.state[row]
+            if state == FREE or table.holds[row] > 0:
+                continue
+            run = ledger.run(row)
+            if state == GRANTED:
+                continue  # let it run out: stopping is for those who ask for it
+            if state == FINISHED:
+                self._release_value(row)
+                self.enter_recipes(row, run)
+                if run.offered:
+                    self._disinherit(row)
+            elif state in (WAITING, READY):
+                if state == READY:
+                    ledger.not_ready(row)
+                table.state[row] = RELEASED
+                self.enter_recipes(row, run)
+                self.leave_inputs(row)
+            if table.heirs[row] == 0:
+                self._forget(row)
+
+    def release_plain(self, run: Run, start: int, stop: int) -> bool:
+        """Release consecutive finished rows by columns, if the owner's want is all that keeps any of them.
+
+        False, and nothing done, when anything about them is special; they are released one by one then.
+        """
+        ledger, table = self.ledger, self.ledger.table
+        count = stop - start
+        if (
+            run.offered
+            or run.has_dependents
+            or run.dependency_starts is not None
+            or table.state.count(FINISHED, start, stop) != count
+            or table.flags.count(OWNER_WANTS, start, stop) + table.flags.count(OWNER_WANTS | DELIVERED, start, stop)
+            != count
+            or table.holds[start:stop].count(1) != count
+            or ledger.has_rare_facts
+        ):
+            return False
+        row = start
+        while row < stop:
+            attempt, holder = table.attempt[row], table.holder[row]
+            end = row + 1
+            while end < stop and table.attempt[end] == attempt and table.holder[end] == holder:
+                end += 1
+            ledger.order_free(holder, attempt, row, end - row)
+            ledger.count_out(holder, sum(table.nbytes[row:end]), end - row)
+            row = end
+        if table.free_plain(run, start, stop):
+            self._forget_run(run)
+        return True
+
+    def _release_value(self, row: int) -> None:
+        """Order every holder to free the row's value."""
+        ledger, table = self.ledger, self.ledger.table
+        attempt, nbytes = table.attempt[row], table.nbytes[row]
+        for worker_index in table.holders(row):
+            ledger.order_free(worker_index, attempt, row)
+            ledger.count_out(worker_index, nbytes)
+        table.holder[row] = -1
+        table.replicas.pop(row, None)
+        for worker_index in ledger.pushing.pop(row, ()):
+            ledger.order_free(worker_index, attempt, row)
+        self._drop_contained(row)
+        table.state[row] = RELEASED
+
+    def _drop_contained(self, row: int) -> None:
+        for inside in self.ledger.contains.pop(row, ()):
+            self.unhold(inside)
+
+    def set_contained(self, row: int, rows: list[int]) -> None:
+        """The row's value has futures of these rows inside, and holds them while it exists."""
+        holds = self.ledger.table.holds
+        for inside in rows:
+            holds[inside] += 1
+        self._drop_contained(row)
+        if rows:
+            self.ledger.contains[row] = rows
+
+    # ------------------------------------------------------------------ recipes
+
+    def enter_recipes(self, row: int, run: Run) -> None:
+        """Count a released row against its client's lineage bound, and give up the oldest beyond it."""
+        client = run.client
+        client.recipes.append((row, run.identity))
+        client.recipe_rows += 1
+        client.recipe_bytes += run.argument_bytes(row)
+        settings = self.ledger.settings
+        table = self.ledger.table
+        while client.recipes and (
+            client.recipe_rows > settings.lineage_rows or client.recipe_bytes > settings.lineage_bytes
+        ):
+            oldest, identity = client.recipes.popleft()
+            known = table.run_of[oldest]
+            if known is not None and known.identity == identity and table.state[oldest] == RELEASED:
+                self._disinherit(oldest)
+                if table.holds[oldest] == 0 and oldest != row:
+                    self._forget(oldest)
+        if len(client.recipes) > 64 and len(client.recipes) > 2 * client.recipe_rows:
+            self._compact_recipes(client)
+
+    def _compact_recipes(self, client: ClientRecord) -> None:
+        table = self.ledger.table
+        kept = [
+            (row, identity)
+            for row, identity in client.recipes
+            if (run := table.run_of[row]) is not None and run.identity == identity and table.state[row] == RELEASED
+        ]
+        client.recipes.clear()
+        client.recipes.extend(dict.fromkeys(kept))
+
+    def _leave_recipes(self, row: int, run: Run) -> None:
+        run.client.recipe_rows -= 1
+        run.client.recipe_bytes -= run.argument_bytes(row)
+
+    def _disinherit(self, row: int) -> None:
+        """Give the row up as a recipe: its heirs can no longer be computed again."""
+        table = self.ledger.table
+        for heir in list(table.dependents(row)):
+            if table.flags[heir] & NO_RECIPE:
+                continue
+            table.flags[heir] |= NO_RECIPE
+            for source in table.inputs_of(heir):
+                if table.drop_heir(source) == 0 and source != row:
+                    self._unneeded.append(source)
+
+    def _forget(self, row: int) -> None:
+        """Free a row that nobody holds and nobody would need again, and its ancestors that only it needed."""
+        ledger, table = self.ledger, self.ledger.table
+        run = ledger.run(row)
+        if table.state[row] == RELEASED:
+            self._leave_recipes(row, run)
+        if not table.flags[row] & NO_RECIPE:
+            for source in table.inputs_of(row):
+                if table.drop_heir(source) == 0 and table.holds[source] == 0:
+                    self._unneeded.append(source)
+        for facts in (ledger.failures, ledger.failed_runs, ledger.deaths, ledger.missed, ledger.pushing):
+            facts.pop(row, None)
+        if row in ledger.locating:
+            self.answer_locating(row)
+        if table.free(row):
+            self._forget_run(run)
+
+    def _forget_run(self, run: Run) -> None:
+        run.client.drop_run(run)
+        self.forget_client(run.client)
+        if run.function is not None:
+            run.function.users -= 1
+            if run.function.users == 0:
+                self.ledger.functions.pop(run.function.identity, None)
+
+    def forget_client(self, client: ClientRecord) -> None:
+        """Drop the record of a client that ended, once none of its tasks lives on for others."""
+        if client.ended and client.run_count == 0:
+            self.ledger.clients.pop(client.identity, None)
+
+    # ------------------------------------------------------------------ losing a worker's rows
+
+    def drop_replica(self, row: int, worker_index: int) -> None:
+        """One worker no longer has the row's value."""
+        table = self.ledger.table
+        if table.drop_holder(row, worker_index):
+            self.ledger.count_out(worker_index, table.nbytes[row])
+            if table.holder[row] < 0:
+                self.lost(row)

@@ -1,0 +1,300 @@
+"""Who runs what, and when: late, by measured time, near the data, in fair shares.
+
+Tasks stay in the ready lanes until a slot can start them. A worker is granted a task for each free slot, and ahead of
+that no more than `lead_seconds` of measured work a slot, so that the round trip to the scheduler is hidden and little
+has to be taken back. A function that was never measured gets free slots only.
+
+The promise that this file keeps: no startable task waits longer than 100 ms while a slot that may run it is idle. Work
+that was granted ahead to a worker which then got stuck is recalled when another worker has an idle slot and nothing to
+do.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.ledger import Ledger
+from cluster.scheduler.ready import Lane
+from cluster.scheduler.table import GRANTED, Run
+from cluster.scheduler.workers import GrantRecord, WorkerRecord
+from cluster.wire import messages
+
+__all__ = ["Placement"]
+
+TASKS_PER_GRANT = 2048
+BYTES_PER_GRANT = 1 << 20
+INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
+INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
+MOVE_FREELY_BYTES = 1 << 20
+BANDWIDTH_BYTES_PER_SECOND = 1e9
+LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
+
+
+class Placement:
+    """Grants ready rows to workers, and recalls what was granted to a worker that got stuck."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.idle: dict[int, WorkerRecord] = {}  # with a free slot, longest idle first
+        self.roomy: dict[int, WorkerRecord] = {}  # all slots taken, less than half the lead granted
+        self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
+        self.look_again_at = math.inf
+        self._recalls = 0
+
+    # ------------------------------------------------------------------ workers' room
+
+    def refresh(self, worker: WorkerRecord) -> None:
+        """The worker's outstanding work changed: list it where its room says."""
+        index = worker.index
+        if worker.outstanding > worker.slots and index in self.ledger.workers:
+            self.surplus[index] = worker
+        else:
+            self.surplus.pop(index, None)
+        if worker.draining or index not in self.ledger.workers:
+            self.idle.pop(index, None)
+            self.roomy.pop(index, None)
+        elif worker.outstanding < worker.slots:
+            self.idle[index] = worker
+            self.roomy.pop(index, None)
+        else:
+            self.idle.pop(index, None)
+            # Refilled by halves: topping it up with each report would grant tasks one by one.
+            if self._lead_left(worker) > self.ledger.settings.lead_seconds * worker.slots / 2:
+                self.roomy[index] = worker
+            else:
+                self.roomy.pop(index, None)
+
+    def _lead_left(self, worker: WorkerRecord) -> float:
+        return self.ledger.settings.lead_seconds * worker.slots - worker.outstanding_lead
+
+    # ------------------------------------------------------------------ granting
+
+    def place(self, now: float) -> None:
+        """Grant what can be granted: free slots first, then the lead."""
+        ledger = self.ledger
+        if ledger.ready_rows:
+            for index in ledger.preferred:
+                worker = self.idle.get(index) or self.roomy.get(index)
+                if worker is not None and ledger.ready_rows:
+                    self._grant_next(worker, now)
+            self._serve(self.idle, now)
+            if ledger.ready_rows:
+                self._serve(self.roomy, now)
+        ledger.preferred.clear()
+        self._plan_next_look(now)
+
+    def _serve(self, workers: dict[int, WorkerRecord], now: float) -> None:
+        served_nothing = []
+        while workers and self.ledger.ready_rows:
+            index, worker = next(iter(workers.items()))
+            del workers[index]
+            if not self._grant_next(worker, now):
+                served_nothing.append(worker)
+        for worker in served_nothing:
+            workers[worker.index] = worker
+
+    def _grant_next(self, worker: WorkerRecord, now: float) -> bool:
+        """One grant to a worker, from the client whose turn it is; False when nothing may run there now."""
+
+        def limit(run: Run) -> int:
+            return self._limit(run, worker)
+
+        table = self.ledger.table
+        for client, lane in self._lanes_by_turn(worker, now):
+            taken = lane.take(worker.index, limit, table.state, self._may_move)
+            if taken is not None:
+                run, spans = taken
+                count = sum(stop - start for start, stop in spans)
+                client.ready_rows -= count
+                self.ledger.ready_rows -= count
+                self._grant(worker, run, spans, now)
+                return True
+        return False
+
+    def _lanes_by_turn(self, worker: WorkerRecord, now: float) -> list[tuple[ClientRecord, Lane]]:
+        """The lanes that a worker may take from: least served client first, then priority, depth and age."""
+        found = []
+        for client in self.ledger.clients.values():
+            if client.ready_rows:
+                for lane in client.lanes.values():
+                    first = lane.first()
+                    if first is not None and worker.permits(lane.restriction):
+                        found.append((client, lane, first[:3]))
+        if len(found) > 1:
+            used = {client.identity: client.used_seconds(now) for client, _, _ in found}
+            found.sort(key=lambda item: (used[item[0].identity], item[2]))
+        return [(client, lane) for client, lane, _ in found]
+
+    def _limit(self, run: Run, worker: WorkerRecord) -> int:
+        """How many tasks of a run the worker may be granted now."""
+        assert run.lane is not None and run.function is not None
+        limit = worker.free_slots
+        median = run.function.median_seconds
+        if median is not None:
+            each = min(median, self.ledger.settings.lead_seconds)
+            limit = max(limit, math.ceil(self._lead_left(worker) / each))
+        room = worker.room_for(run.lane.restriction)
+        if room is not None:
+            limit = min(limit, room)
+        share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
+        limit = min(limit, share, TASKS_PER_GRANT)
+        if run.offsets is not None and limit > 1:
+            limit = min(limit, max(1, BYTES_PER_GRANT * run.count // (len(run.blob) + 1)))
+        return limit
+
+    def _may_move(self, row: int, owner: int, thief: int) -> bool:
+        """Whether a row of another worker's stretch is expected to start sooner here, inputs moved, than there."""
+        holder = self.ledger.workers.get(owner)
+        if holder is None or holder.draining:
+            return True
+        table = self.ledger.table
+        nbytes = 0
+        for source in table.inputs_of(row):
+            if thief not in table.holders(source):
+                nbytes += table.nbytes[source]
+        if nbytes <= MOVE_FREELY_BYTES:
+            return True
+        return nbytes / BANDWIDTH_BYTES_PER_SECOND < holder.outstanding_seconds / holder.slots
+
+    def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> None:
+        ledger, table = self.ledger, self.ledger.table
+        function = run.function
+        assert function is not None
+        attempt = ledger.next_attempt()
+        for start, stop in spans:
+            count = stop - start
+            table.attempt[start:stop] = array("q", (attempt,)) * count
+            table.state[start:stop] = bytes((GRANTED,)) * count
+            table.holder[start:stop] = array("i", (worker.index,)) * count
+        lead = ledger.settings.lead_seconds
+        seconds = function.median_seconds if function.median_seconds is not None else lead
+        grant = GrantRecord(run, spans, seconds, min(seconds, lead), now)
+        worker.add_grant(attempt, grant)
+        run.client.granted_seconds += grant.left * seconds
+        if function.identity not in worker.functions:
+            worker.functions.add(function.identity)
+            ledger.send(worker.peer, messages.DefineFunction(function.identity, function.name, function.blob))
+        ledger.send(worker.peer, self._grant_message(worker, run, spans, attempt))
+        self.refresh(worker)
+
+    def _grant_message(
+        self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], attempt: int
+    ) -> messages.Grant:
+        runs: list[int] = []
+        for start, stop in spans:
+            runs += (start, stop - start)
+        offsets, blob = _arguments_of(run, spans)
+        input_starts, inputs = b"", b""
+        values: list[Any] = []
+        if run.dependency_starts is not None:
+            input_starts, inputs, values = self._inputs_of(run, spans, worker)
+        timeout = run.options.get("timeout_seconds")
+        assert run.function is not None
+        return messages.Grant(
+            attempt,
+            runs,
+            run.function.identity,
+            run.label,
+            run.arguments,
+            offsets,
+            blob,
+            input_starts,
+            inputs,
+            values,
+            INLINE_AWAITED_BYTES if run.awaited else INLINE_ALWAYS_BYTES,
+            {} if timeout is None else {"timeout_seconds": timeout},
+        )
+
+    def _inputs_of(
+        self, run: Run, spans: list[tuple[int, int]], worker: WorkerRecord
+    ) -> tuple[bytes, bytes, list[Any]]:
+        table = self.ledger.table
+        starts, indices = array("I", (0,)), array("I")
+        values: list[Any] = []
+        place_of: dict[int, int] = {}
+        for start, stop in spans:
+            for row in range(start, stop):
+                for source in table.inputs_of(row):
+                    place = place_of.get(source)
+                    if place is None:
+                        place = place_of[source] = len(values)
+                        values.append(self._location(source, worker))
+                    indices.append(place)
+                starts.append(len(indices))
+        return starts.tobytes(), indices.tobytes(), values
+
+    def _location(self, source: int, worker: WorkerRecord) -> list[Any]:
+        """An input as a grant names it; a value that only its client has is ordered to be pushed."""
+        ledger, table = self.ledger, self.ledger.table
+        addresses = [ledger.workers[index].address for index in table.holders(source)]
+        if ledger.run(source).offered and worker.address not in addresses:
+            # Its client pushes it: agents hold a copy as well perhaps, but the client's is nearest to this host's
+            # memory.
+            self.order_push(source, worker)
+            addresses = []
+        return [source, table.attempt[source], table.nbytes[source], addresses]
+
+    def order_push(self, row: int, worker: WorkerRecord) -> None:
+        """Have the client that offered a value push it to a worker, unless that is under way."""
+        ledger = self.ledger
+        under_way = ledger.pushing.setdefault(row, {})
+        if worker.index not in under_way:
+            under_way[worker.index] = 1
+            client = ledger.run(row).client
+            message = messages.Push(ledger.number(row), row, ledger.table.attempt[row], worker.address)
+            ledger.send(client.peer, message)
+
+    # ------------------------------------------------------------------ taking back
+
+    def look_again(self, now: float) -> None:
+        """Recall from stuck workers for idle ones, and see whether time alone made something startable."""
+        self.look_again_at = math.inf
+        self.place(now)
+        idle = [worker for worker in self.idle.values() if worker.free_slots]
+        if not idle or self.ledger.ready_rows:
+            return
+        wanted = sum(worker.free_slots for worker in idle)
+        for worker in self.surplus.values():
+            surplus = worker.outstanding - worker.slots
+            if wanted <= 0:
+                break
+            if worker.recall_pending or now < worker.recall_after:
+                continue
+            oldest = next(iter(worker.grants.values()))
+            if now - oldest.granted_at < LOOK_AGAIN_SECONDS * 0.99:
+                continue
+            if not any(other is not worker for other in idle):
+                continue
+            self._recalls += 1
+            worker.recall_pending = True
+            count = min(surplus, max(wanted, surplus // 2))
+            self.ledger.send(worker.peer, messages.Recall(self._recalls, count))
+            wanted -= count
+        self._plan_next_look(now)
+
+    def _plan_next_look(self, now: float) -> None:
+        if not self.idle or self.look_again_at <= now + LOOK_AGAIN_SECONDS:
+            return
+        if self.ledger.ready_rows or self.surplus:
+            self.look_again_at = now + LOOK_AGAIN_SECONDS
+
+
+def _arguments_of(run: Run, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]:
+    """The packed arguments of some rows of a run, with offsets that start at zero."""
+    if run.offsets is None:
+        return b"", run.blob
+    offsets, blob = run.offsets, run.blob
+    packed = array("I", (0,))
+    pieces = []
+    total = 0
+    for start, stop in spans:
+        place, last = start - run.start, stop - run.start
+        base = offsets[place]
+        pieces.append(blob[base : offsets[last]])
+        shift = total - base
+        packed.extend([offset + shift for offset in offsets[place + 1 : last + 1]])
+        total = packed[-1]
+    return packed.tobytes(), pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,244 @@
+"""The tasks that may start, in the order in which they should, with each worker's stretch of a batch.
+
+A **lane** holds one client's ready tasks of one restriction (most tasks have none): whether a worker may take from a
+lane is then one question for all of them. A lane is a heap of buckets by priority, then depth (consumers before
+producers), then age. A **bucket** holds the ready rows of one run as stretches of consecutive rows, each owned by a
+worker or by nobody. A worker draws from its own stretch; when that is empty it takes half of the largest other one. So
+neighbours, which often feed one consumer, stay together without anybody having planned it.
+
+A row that leaves the ready state otherwise than by being taken (a cancel, a lost input) is not looked up here: it is
+skipped when its turn comes, because its state says that it is not ready.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from cluster.scheduler.table import READY, Run
+
+__all__ = ["ANYWHERE", "NOBODY", "Bucket", "Lane", "Restriction"]
+
+NOBODY = -1
+VICTIMS_LOOKED_AT = 8
+BLOCKED_BUCKETS_LOOKED_AT = 32
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """Where a task may run: on these workers (names or addresses; empty: on any) with these resources free."""
+
+    workers: tuple[str, ...] = ()
+    allow_other_workers: bool = False
+    resources: tuple[tuple[str, float], ...] = ()
+
+
+ANYWHERE = Restriction()
+
+
+class Bucket:
+    """The ready rows of one run, as stretches by owner."""
+
+    __slots__ = ("_heap", "_lengths", "dirty", "listed", "run", "size", "spans")
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.size = 0  # rows that are ready; the spans may list a few that no longer are
+        self.dirty = False  # some listed row may not be ready
+        self.listed = False  # stands in its lane's heap
+        self.spans: dict[int, deque[list[int]]] = {}
+        self._lengths: dict[int, int] = {}
+        self._heap: list[Span] = []  # (-length at some time, owner): the length is checked when it is used
+
+    def add(self, owner: int, start: int, stop: int) -> None:
+        """List rows `start` to `stop` as that owner's."""
+        spans = self.spans.get(owner)
+        if spans is None:
+            self.spans[owner] = deque([[start, stop]])
+            self._lengths[owner] = stop - start
+            heappush(self._heap, (start - stop, owner))
+        else:
+            if spans[-1][1] == start:
+                spans[-1][1] = stop
+            else:
+                spans.append([start, stop])
+            self._lengths[owner] += stop - start
+        self.size += stop - start
+
+    def take(self, worker: int, limit: int, state: bytearray, may_move: Callable[[int, int, int], bool]) -> list[Span]:
+        """Up to `limit` ready rows for a worker, as spans; its own first.
+
+        `may_move(row, owner, worker)` says whether rows of another owner's stretch are better run here.
+        """
+        taken: list[Span] = []
+        while limit > 0 and self.size > 0:
+            spans = self.spans.get(worker)
+            if spans is None:
+                if not self._take_over(worker, may_move):
+                    break
+                continue
+            start, stop = spans[0]
+            if self.dirty and state.count(READY, start, stop) != stop - start:
+                if state[start] != READY:
+                    self._shorten(worker, spans, start, start + 1)
+                    continue
+                middle = start
+                while middle < stop and state[middle] == READY:
+                    middle += 1
+                stop = middle
+            stop = min(stop, start + limit)
+            self._shorten(worker, spans, start, stop)
+            taken.append((start, stop))
+            self.size -= stop - start
+            limit -= stop - start
+        if self.size == 0:
+            self._clear()
+        return taken
+
+    def _shorten(self, owner: int, spans: deque[list[int]], start: int, stop: int) -> None:
+        self._lengths[owner] -= stop - start
+        if spans[0][1] == stop:
+            spans.popleft()
+            if not spans:
+                del self.spans[owner]
+                del self._lengths[owner]
+        else:
+            spans[0][0] = stop
+
+    def _take_over(self, thief: int, may_move: Callable[[int, int, int], bool]) -> bool:
+        """Give half of the largest other stretch to `thief`; False when nothing may move."""
+        refused: list[Span] = []
+        victim = None
+        while self._heap and len(refused) < VICTIMS_LOOKED_AT:
+            length, owner = self._heap[0]
+            actual = self._lengths.get(owner, 0)
+            if actual != -length:
+                heappop(self._heap)
+                if actual:
+                    heappush(self._heap, (-actual, owner))
+                continue
+            if owner == NOBODY or may_move(self.spans[owner][-1][1] - 1, owner, thief):
+                victim = owner
+                break
+            refused.append(heappop(self._heap))
+        for entry in refused:
+            heappush(self._heap, entry)
+        if victim is None:
+            return False
+        heappop(self._heap)
+        self._move_half(victim, thief)
+        return True
+
+    def _move_half(self, victim: int, thief: int) -> None:
+        spans = self.spans[victim]
+        remaining = self._lengths[victim]
+        wanted = (remaining + 1) // 2
+        moved: deque[list[int]] = deque()
+        left = wanted
+        # Nobody's stretch is taken from the front, so that rows run in order; another's from the back.
+        front = victim == NOBODY
+        while left:
+            start, stop = spans[0] if front else spans[-1]
+            if stop - start <= left:
+                (spans.popleft if front else spans.pop)()
+                piece = [start, stop]
+            elif front:
+                spans[0][0] = start + left
+                piece = [start, start + left]
+            else:
+                spans[-1][1] = stop - left
+                piece = [stop - left, stop]
+            if front:
+                moved.append(piece)
+            else:
+                moved.appendleft(piece)
+            left -= piece[1] - piece[0]
+        self.spans[thief] = moved
+        self._lengths[thief] = wanted
+        heappush(self._heap, (-wanted, thief))
+        if spans:
+            self._lengths[victim] = remaining - wanted
+            heappush(self._heap, (wanted - remaining, victim))
+        else:
+            del self.spans[victim]
+            del self._lengths[victim]
+
+    def _clear(self) -> None:
+        self.spans.clear()
+        self._lengths.clear()
+        self._heap.clear()
+        self.dirty = False
+
+
+class Lane:
+    """One client's ready rows under one restriction."""
+
+    __slots__ = ("heap", "restriction", "size")
+
+    def __init__(self, restriction: Restriction) -> None:
+        self.restriction = restriction
+        self.size = 0
+        self.heap: list[tuple[int, int, int, Bucket]] = []
+
+    def add(self, run: Run, owner: int, start: int, stop: int) -> None:
+        """Make rows `start` to `stop` of a run ready."""
+        bucket = run.bucket
+        if bucket is None:
+            bucket = run.bucket = Bucket(run)
+        bucket.add(owner, start, stop)
+        self.size += stop - start
+        if not bucket.listed:
+            bucket.listed = True
+            heappush(self.heap, (-run.priority, -run.depth, run.identity, bucket))
+
+    def drop(self, run: Run) -> None:
+        """A row of the run is no longer ready."""
+        bucket = run.bucket
+        assert bucket is not None
+        bucket.size -= 1
+        bucket.dirty = True
+        self.size -= 1
+
+    def first(self) -> tuple[int, int, int, Bucket] | None:
+        """The heap entry of the bucket whose turn it is."""
+        heap = self.heap
+        while heap:
+            bucket = heap[0][3]
+            if bucket.size > 0:
+                return heap[0]
+            heappop(heap)
+            bucket.listed = False
+            bucket.run.bucket = None
+        return None
+
+    def take(
+        self,
+        worker: int,
+        limit: Callable[[Run], int],
+        state: bytearray,
+        may_move: Callable[[int, int, int], bool],
+    ) -> tuple[Run, list[Span]] | None:
+        """The next rows for a worker, all of one run; None when nothing here may run there now."""
+        blocked: list[tuple[int, int, int, Bucket]] = []
+        found = None
+        while len(blocked) < BLOCKED_BUCKETS_LOOKED_AT:
+            entry = self.first()
+            if entry is None:
+                break
+            bucket = entry[3]
+            run = bucket.run
+            allowed = limit(run)
+            if allowed > 0:
+                spans = bucket.take(worker, allowed, state, may_move)
+                if spans:
+                    self.size -= sum(stop - start for start, stop in spans)
+                    found = run, spans
+                    break
+            blocked.append(heappop(self.heap))
+        for entry in blocked:
+            heappush(self.heap, entry)
+        return found

@@ -1,0 +1,380 @@
+"""The one table of all tasks: columns of small integers, a row a task.
+
+Nothing here decides. The table allots rows by runs, keeps who depends on whom, and frees a run when its last row is
+gone.
+
+A **run** is a part of a batch: consecutive client numbers on consecutive rows, with one function and one set of
+options. What is equal for all its rows is kept once, in the `Run`; what differs lies in the columns:
+
+====================  =====================================================================================
+``state``             one of the codes below
+``flags``             bits below
+``attempt``           the attempt that runs the row now or made its value
+``run_of``            the row's Run (a reference, so no second index is needed)
+``waiting``           how many of its inputs have no value yet
+``holds``             how many reasons there are to keep (or to make) its value: wants of clients, unfinished
+                      tasks that take it as input, values that contain a future of it, a keep
+``heirs``             how many rows, finished or not, would need this row to be computed again
+``holder``            index of the worker that holds its value, or -1; further replicas are in ``replicas``
+``nbytes``            size of its value
+``first_edge``        head of the list of rows that depend on it
+====================  =====================================================================================
+
+Edges are a linked list in columns, so that later batches can join it. An edge whose dependent has been freed is not
+hunted down at once: it names the dependent's run, and run identities never repeat, so that a stale edge is recognised;
+a list in which stale edges prevail is rebuilt (amortised constant cost).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cluster.scheduler.clients import ClientRecord
+    from cluster.scheduler.functions import FunctionRecord
+    from cluster.scheduler.ready import Bucket, Lane
+
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "FREE",
+    "GRANTED",
+    "READY",
+    "RELEASED",
+    "STATE_NAMES",
+    "WAITING",
+    "Run",
+    "Table",
+]
+
+FREE = 0  # no task here
+WAITING = 1  # some input has no value yet
+READY = 2  # may start; in the ready queue
+GRANTED = 3  # a worker has it
+FINISHED = 4  # its value exists
+RELEASED = 5  # its value is gone; the row is kept as a recipe
+FAILED = 6  # ended without a value; the reason is in the failures' side table
+
+STATE_NAMES = ("free", "waiting", "ready", "granted", "finished", "released", "failed")
+
+OWNER_WANTS = 1  # the client that submitted it holds its future
+KEPT = 2  # to be run to the end whoever wants it
+DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it nothing
+NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
+STALE_EDGES_BEFORE_REBUILD = 32
+
+
+class Run:
+    """Consecutive rows with one function and one set of options."""
+
+    __slots__ = (
+        "arguments",
+        "awaited",
+        "batch",
+        "blob",
+        "bucket",
+        "client",
+        "count",
+        "dependencies",
+        "dependency_starts",
+        "depth",
+        "first_number",
+        "function",
+        "has_dependents",
+        "identity",
+        "label",
+        "lane",
+        "live",
+        "offered",
+        "offsets",
+        "options",
+        "priority",
+        "start",
+    )
+
+    def __init__(self, identity: int, start: int, count: int, client: ClientRecord, first_number: int) -> None:
+        self.identity = identity
+        self.start = start
+        self.count = count
+        self.client = client
+        self.first_number = first_number
+        self.batch = -1
+        self.label = ""
+        self.function: FunctionRecord | None = None
+        self.options: dict[str, Any] = {}
+        self.priority = 0
+        self.depth = 0
+        self.arguments = 0
+        self.offsets: array[int] | None = None  # None: every task has the whole blob
+        self.blob = b""
+        self.dependency_starts: array[int] | None = None  # None: no task has inputs
+        self.dependencies: array[int] = _NO_ROWS  # rows
+        self.live = count
+        self.bucket: Bucket | None = None
+        self.lane: Lane | None = None
+        self.offered = False  # values that the client made; there is nothing to run
+        self.awaited = False
+        self.has_dependents = False
+
+    def argument_bytes(self, row: int) -> int:
+        """Bytes of the row's packed arguments."""
+        place = row - self.start
+        return len(self.blob) if self.offsets is None else self.offsets[place + 1] - self.offsets[place]
+
+
+_NO_ROWS: array[int] = array("q")
+
+
+class Table:
+    """Columns, runs, free space and edges. Rows are plain integers; the caller keeps the states' meaning."""
+
+    def __init__(self) -> None:
+        self.state = bytearray()
+        self.flags = bytearray()
+        self.attempt: array[int] = array("q")
+        self.run_of: list[Run | None] = []
+        self.waiting: array[int] = array("i")
+        self.holds: array[int] = array("i")
+        self.heirs: array[int] = array("i")
+        self.holder: array[int] = array("i")
+        self.nbytes: array[int] = array("q")
+        self.first_edge: array[int] = array("q")
+        self.edge_row: array[int] = array("q")
+        self.edge_run: array[int] = array("q")
+        self.edge_next: array[int] = array("q")
+        self.free_edge = -1
+        self.stale_edges: dict[int, int] = {}
+        self.replicas: dict[int, list[int]] = {}
+        self.runs_made = 0
+        self.rows_used = 0
+        self._free_count: dict[int, int] = {}  # first row of a free span -> its length
+        self._free_start: dict[int, int] = {}  # row after a free span -> its first row
+        self._free_by_class: list[list[int]] = [[] for _ in range(64)]
+
+    # ------------------------------------------------------------------ rows
+
+    def allocate(self, count: int, client: ClientRecord, first_number: int) -> Run:
+        """A run of `count` fresh rows, in state FREE, wanted by nobody."""
+        start = self._find_space(count)
+        stop = start + count
+        run = Run(self.runs_made, start, count, client, first_number)
+        self.runs_made += 1
+        self.rows_used += count
+        zeros = bytes(count)
+        self.state[start:stop] = zeros
+        self.flags[start:stop] = zeros
+        self.run_of[start:stop] = [run] * count
+        zero_ints = array("i", bytes(4 * count))
+        self.waiting[start:stop] = zero_ints
+        self.holds[start:stop] = zero_ints
+        self.heirs[start:stop] = zero_ints
+        self.holder[start:stop] = array("i", b"\xff" * (4 * count))
+        self.nbytes[start:stop] = array("q", bytes(8 * count))
+        self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
+        return run
+
+    def free_plain(self, run: Run, start: int, stop: int) -> bool:
+        """Forget consecutive rows of a run that no edge starts from; True when the run went with them."""
+        self.state[start:stop] = bytes(stop - start)
+        run.live -= stop - start
+        return self._free_run_without_rows(run)
+
+    def free(self, row: int) -> bool:
+        """Forget a row. True when its run went with it, so that the caller can forget the run as well."""
+        run = self.run_of[row]
+        assert run is not None
+        self.state[row] = FREE
+        edge = self.first_edge[row]
+        if edge >= 0:
+            self._free_edges(edge)
+            self.first_edge[row] = -1
+            self.stale_edges.pop(row, None)
+        run.live -= 1
+        return self._free_run_without_rows(run)
+
+    def _free_run_without_rows(self, run: Run) -> bool:
+        if run.live:
+            return False
+        start, count = run.start, run.count
+        self.run_of[start : start + count] = [None] * count
+        self.rows_used -= count
+        self._add_space(start, count)
+        return True
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def _find_space(self, count: int) -> int:
+        for size_class in range(count.bit_length() - 1, 64):
+            starts = self._free_by_class[size_class]
+            # The first class may hold spans that are too short; the later ones cannot.
+            for position in range(len(starts) - 1, max(-1, len(starts) - 9), -1):
+                start = starts[position]
+                length = self._free_count.get(start, 0)
+                if length.bit_length() - 1 != size_class:  # merged or used since it was listed
+                    del starts[position]
+                elif length >= count:
+                    del starts[position]
+                    del self._free_count[start]
+                    del self._free_start[start + length]
+                    if length > count:
+                        self._list_space(start + count, length - count)
+                    return start
+        start = len(self.state)
+        self._extend(max(count, min(start // 4, 65536), 64))
+        extra = len(self.state) - start - count
+        if extra:
+            self._list_space(start + count, extra)
+        return start
+
+    def _extend(self, count: int) -> None:
+        self.state.extend(bytes(count))
+        self.flags.extend(bytes(count))
+        self.run_of.extend([None] * count)
+        for column in (self.waiting, self.holds, self.heirs, self.holder):
+            column.frombytes(bytes(4 * count))
+        for column in (self.attempt, self.nbytes):
+            column.frombytes(bytes(8 * count))
+        self.first_edge.frombytes(b"\xff" * (8 * count))
+
+    def _add_space(self, start: int, count: int) -> None:
+        stop = start + count
+        following = self._free_count.pop(stop, 0)
+        if following:
+            del self._free_start[stop + following]
+            count += following
+        before = self._free_start.pop(start, None)
+        if before is not None:
+            count += self._free_count.pop(before)
+            start = before
+        self._list_space(start, count)
+
+    def _list_space(self, start: int, count: int) -> None:
+        self._free_count[start] = count
+        self._free_start[start + count] = start
+        self._free_by_class[count.bit_length() - 1].append(start)
+
+    # ------------------------------------------------------------------ edges
+
+    def inputs_of(self, row: int) -> array[int]:
+        """The rows whose values a row takes, in the order of its marks; the same row may stand there twice."""
+        run = self.run_of[row]
+        assert run is not None
+        starts = run.dependency_starts
+        if starts is None:
+            return _NO_ROWS
+        place = row - run.start
+        return run.dependencies[starts[place] : starts[place + 1]]
+
+    def add_edge(self, source: int, dependent: int, run: Run) -> None:
+        """Note that `dependent`, of that run, takes the value of `source`."""
+        edge = self.free_edge
+        if edge >= 0:
+            self.free_edge = self.edge_next[edge]
+            self.edge_row[edge] = dependent
+            self.edge_run[edge] = run.identity
+            self.edge_next[edge] = self.first_edge[source]
+        else:
+            edge = len(self.edge_row)
+            self.edge_row.append(dependent)
+            self.edge_run.append(run.identity)
+            self.edge_next.append(self.first_edge[source])
+        self.first_edge[source] = edge
+        self.heirs[source] += 1
+
+    def dependents(self, row: int) -> Iterator[int]:
+        """The rows that take this row's value, newest first; one that takes it twice comes twice."""
+        edge = self.first_edge[row]
+        edge_row, edge_run, edge_next, run_of, state = (
+            self.edge_row,
+            self.edge_run,
+            self.edge_next,
+            self.run_of,
+            self.state,
+        )
+        while edge >= 0:
+            dependent = edge_row[edge]
+            run = run_of[dependent]
+            if run is not None and run.identity == edge_run[edge] and state[dependent] != FREE:
+                yield dependent
+            edge = edge_next[edge]
+
+    def drop_heir(self, source: int) -> int:
+        """A dependent of `source` is gone: how many remain. Its edge stays until stale edges prevail."""
+        remaining = self.heirs[source] - 1
+        self.heirs[source] = remaining
+        stale = self.stale_edges.get(source, 0) + 1
+        if stale > STALE_EDGES_BEFORE_REBUILD and stale > remaining:
+            self.stale_edges.pop(source, None)
+            self._rebuild_edges(source)
+        else:
+            self.stale_edges[source] = stale
+        return remaining
+
+    def _rebuild_edges(self, source: int) -> None:
+        kept = []
+        edge = self.first_edge[source]
+        while edge >= 0:
+            following = self.edge_next[edge]
+            dependent = self.edge_row[edge]
+            run = self.run_of[dependent]
+            if run is not None and run.identity == self.edge_run[edge] and self.state[dependent] != FREE:
+                kept.append(edge)
+            else:
+                self.edge_next[edge] = self.free_edge
+                self.free_edge = edge
+            edge = following
+        head = -1
+        for edge in reversed(kept):
+            self.edge_next[edge] = head
+            head = edge
+        self.first_edge[source] = head
+
+    def _free_edges(self, edge: int) -> None:
+        while edge >= 0:
+            following = self.edge_next[edge]
+            self.edge_next[edge] = self.free_edge
+            self.free_edge = edge
+            edge = following
+
+    # ------------------------------------------------------------------ replicas
+
+    def holders(self, row: int) -> list[int]:
+        """Indices of the workers that hold the row's value."""
+        holder = self.holder[row]
+        if holder < 0:
+            return []
+        more = self.replicas.get(row)
+        return [holder] if more is None else [holder, *more]
+
+    def add_holder(self, row: int, worker: int) -> bool:
+        """Note a replica; False when it was known."""
+        holder = self.holder[row]
+        if holder < 0:
+            self.holder[row] = worker
+            return True
+        if holder == worker:
+            return False
+        more = self.replicas.setdefault(row, [])
+        if worker in more:
+            return False
+        more.append(worker)
+        return True
+
+    def drop_holder(self, row: int, worker: int) -> bool:
+        """Forget a replica; False when it was not known."""
+        more = self.replicas.get(row)
+        if self.holder[row] == worker:
+            if more:
+                self.holder[row] = more.pop(0)
+            else:
+                self.holder[row] = -1
+        elif more and worker in more:
+            more.remove(worker)
+        else:
+            return False
+        if more is not None and not more:
+            del self.replicas[row]
+        return True

@@ -1,0 +1,330 @@
+"""Messages of agents: what ran, what failed, what came back, what they hold."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Any
+
+from cluster.errors import ProtocolError
+from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Close, Failure, Ledger
+from cluster.scheduler.lifecycle import Lifecycle
+from cluster.scheduler.placement import LOOK_AGAIN_SECONDS, Placement
+from cluster.scheduler.table import DELIVERED, FINISHED, GRANTED, OWNER_WANTS, Run
+from cluster.scheduler.workers import GrantRecord, WorkerRecord
+from cluster.wire import messages
+
+__all__ = ["WorkerDesk"]
+
+DEATHS_ALLOWED = 3  # slots that a task may kill before it fails; as in Dask's allowed-failures
+MISSES_ALLOWED = 10  # inputs that a task may fail to get before it fails: it bounds a spin, nothing else
+
+
+class WorkerDesk:
+    """Applies agents' messages to the ledger."""
+
+    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement) -> None:
+        self.ledger = ledger
+        self.lifecycle = lifecycle
+        self.placement = placement
+
+    # ------------------------------------------------------------------ coming and going
+
+    def join(self, now: float, peer: int, message: messages.WorkerJoin) -> Close | None:
+        """A worker introduces itself; a name or address in use is refused."""
+        ledger = self.ledger
+        for known in ledger.workers.values():
+            if known.identity == message.worker_id:
+                return None  # told twice
+            if message.name == known.name or message.address == known.address:
+                what = f"name {message.name!r}" if message.name == known.name else f"address {message.address}"
+                reason = f"the {what} belongs to another worker that is connected; give --name another value"
+                ledger.send(peer, messages.ShutDown(reason))
+                return Close(peer, reason)
+        worker = WorkerRecord(
+            ledger.next_worker_index(),
+            message.worker_id,
+            message.name,
+            message.address,
+            message.slots,
+            message.memory_limit_bytes,
+            {str(name): float(amount) for name, amount in message.resources.items()},
+            message.process_id,
+            peer,
+            now,
+        )
+        ledger.workers[worker.index] = worker
+        ledger.worker_of_peer[peer] = worker
+        ledger.send(peer, messages.WorkerWelcome(ledger.epoch, worker.index, ledger.settings.versions))
+        self.placement.refresh(worker)
+        return None
+
+    def gone(self, worker: WorkerRecord) -> None:
+        """A worker is lost: what it ran runs again elsewhere, what only it held is computed again if needed."""
+        ledger, table = self.ledger, self.ledger.table
+        del ledger.workers[worker.index]
+        ledger.worker_of_peer.pop(worker.peer, None)
+        self.placement.refresh(worker)
+        for attempt, grant in list(worker.grants.items()):
+            grant.run.client.granted_seconds -= worker.end(attempt, grant.left)
+        for under_way in ledger.pushing.values():
+            under_way.pop(worker.index, None)
+        values: list[int] = []
+        running: list[int] = []
+        for row in self._rows_at(worker.index):
+            (running if table.state[row] == GRANTED else values).append(row)
+        for row in values:
+            self.lifecycle.drop_replica(row, worker.index)
+        for row in running:
+            if table.state[row] == GRANTED and table.holder[row] == worker.index:
+                self.lifecycle.requeue(row)
+
+    def _rows_at(self, index: int) -> list[int]:
+        """The rows that a worker runs or holds: one search through the column, since workers are seldom lost."""
+        table = self.ledger.table
+        found = []
+        position = 0
+        column = table.holder
+        while True:
+            try:
+                position = column.index(index, position)
+            except ValueError:
+                break
+            if table.state[position] in (GRANTED, FINISHED):
+                found.append(position)
+            position += 1
+        found.extend(row for row, more in table.replicas.items() if index in more)
+        return found
+
+    def draining(self, worker: WorkerRecord) -> None:
+        """The worker will end: grant it nothing more."""
+        worker.draining = True
+        self.placement.refresh(worker)
+
+    # ------------------------------------------------------------------ runs that succeeded
+
+    def done(self, now: float, worker: WorkerRecord, message: messages.Done) -> None:
+        """Rows of one attempt that have values now."""
+        sizes = array("q", message.sizes)
+        offsets = array("I", message.offsets)
+        count = sum(message.runs[1::2])
+        if len(sizes) != count or (offsets and len(offsets) != count + 1):
+            raise ProtocolError("a report's sizes do not fit its rows")
+        grant = worker.grants.get(message.attempt)
+        contained = {entry[0]: entry[1] for entry in message.contains}
+        place = 0
+        for position in range(0, len(message.runs), 2):
+            first, length = message.runs[position], message.runs[position + 1]
+            if not (
+                grant is not None
+                and not contained
+                and self._finish_span(worker, message, grant, first, length, sizes, offsets, place)
+            ):
+                self._finish_rows(worker, message, first, length, sizes, offsets, place, contained)
+            place += length
+        if grant is not None:
+            assert grant.run.function is not None
+            grant.run.function.observe(message.median_seconds)
+            grant.run.client.charge(now, message.run_seconds)
+        worker.last_progress = now
+        self.placement.refresh(worker)
+
+    def _finish_span(
+        self,
+        worker: WorkerRecord,
+        message: messages.Done,
+        grant: GrantRecord,
+        first: int,
+        count: int,
+        sizes: array[int],
+        offsets: array[int],
+        place: int,
+    ) -> bool:
+        """Finish consecutive rows by whole columns, if nothing about them is special: the path of a plain map."""
+        table, run = self.ledger.table, grant.run
+        stop = first + count
+        client = run.client
+        if not (
+            first >= run.start
+            and stop <= run.start + run.count
+            and run.dependency_starts is None
+            and not run.has_dependents
+            and client.connected
+            and table.state.count(GRANTED, first, stop) == count
+            and table.attempt[first:stop].count(message.attempt) == count
+            and table.flags.count(OWNER_WANTS, first, stop) == count
+            and not self.ledger.locating
+            and not self.ledger.aliases_of
+        ):
+            return False
+        table.state[first:stop] = bytes((FINISHED,)) * count
+        mine = sizes[place : place + count]
+        table.nbytes[first:stop] = mine
+        worker.held_values += count
+        worker.held_bytes += sum(mine)
+        self._account(worker, message.attempt, grant, count)
+        number = run.first_number + first - run.start
+        if not offsets or client.congested:
+            self.ledger.send(client.peer, messages.Finished([number, count], b"", b""))
+            return True
+        pieces = offsets[place : place + count + 1]
+        blob = message.blob[pieces[0] : pieces[-1]]
+        if pieces[0]:
+            base = pieces[0]
+            pieces = array("I", [offset - base for offset in pieces])
+        if count == 1 or all(map(int.__lt__, pieces, pieces[1:])):  # every value came along
+            table.flags[first:stop] = bytes((OWNER_WANTS | DELIVERED,)) * count
+        else:
+            for step in range(count):
+                if pieces[step] < pieces[step + 1]:
+                    table.flags[first + step] |= DELIVERED
+        self.ledger.send(client.peer, messages.Finished([number, count], pieces.tobytes(), blob))
+        return True
+
+    def _finish_rows(
+        self,
+        worker: WorkerRecord,
+        message: messages.Done,
+        first: int,
+        count: int,
+        sizes: array[int],
+        offsets: array[int],
+        place: int,
+        contained: dict[int, Any],
+    ) -> None:
+        ledger = self.ledger
+        for step in range(count):
+            row = first + step
+            if not self._accept(worker, message.attempt, row):
+                # Nobody asked for this any more, or the row is somebody else's: the value is an orphan.
+                if not self._is_known_value(row, message.attempt):
+                    ledger.order_free(worker.index, message.attempt, row)
+                continue
+            piece = b""
+            if offsets:
+                piece = message.blob[offsets[place + step] : offsets[place + step + 1]]
+                if len(piece) > INLINE_BYTES_PER_FRAME:
+                    piece = b""
+            references = contained.get(row)
+            if references:
+                self.lifecycle.set_contained(row, self._rows_of(references))
+            self.lifecycle.finished(row, worker, sizes[place + step], piece)
+
+    def _rows_of(self, references: list[Any]) -> list[int]:
+        rows = []
+        for position in range(0, len(references), 2):
+            client = self.ledger.clients.get(references[position])
+            row = -1 if client is None else client.row(references[position + 1])
+            if row >= 0:
+                rows.append(row)
+        return rows
+
+    def _is_known_value(self, row: int, attempt: int) -> bool:
+        table = self.ledger.table
+        return row < len(table) and table.state[row] == FINISHED and table.attempt[row] == attempt
+
+    def _accept(self, worker: WorkerRecord, attempt: int, row: int) -> bool:
+        """Whether a report about a run is the one that counts; then the run is counted out, once."""
+        table = self.ledger.table
+        stopped = worker.stopping.pop((attempt, row), None)
+        if stopped is not None:
+            if attempt in worker.grants:
+                self._account(worker, attempt, stopped, 1)
+            return False
+        if not (row < len(table) and table.state[row] == GRANTED and table.attempt[row] == attempt):
+            return False
+        grant = worker.grants.get(attempt)
+        if grant is None or table.holder[row] != worker.index:
+            return False
+        self._account(worker, attempt, grant, 1)
+        return True
+
+    def _account(self, worker: WorkerRecord, attempt: int, grant: GrantRecord, count: int) -> None:
+        grant.run.client.granted_seconds -= worker.end(attempt, count)
+
+    # ------------------------------------------------------------------ runs that did not
+
+    def run_failed(self, now: float, worker: WorkerRecord, message: messages.RunFailed) -> None:
+        """One run ended without a value: run it again, or fail the task."""
+        row, attempt = message.row, message.attempt
+        if message.kind == "missing":
+            self._input_missing(worker, message.details)
+        grant = worker.grants.get(attempt)
+        if grant is not None:
+            grant.run.client.charge(now, message.run_seconds)
+        worker.last_progress = now
+        if self._accept(worker, attempt, row):
+            self._again_or_fail(worker, message, self.ledger.run(row))
+        self.placement.refresh(worker)
+
+    def _again_or_fail(self, worker: WorkerRecord, message: messages.RunFailed, run: Run) -> None:
+        ledger, lifecycle, row = self.ledger, self.lifecycle, message.row
+        details = dict(message.details)
+        if message.kind == "cancelled":
+            lifecycle.requeue(row)  # not our order: the worker is ending
+            return
+        if message.kind == "missing":
+            misses = ledger.missed[row] = ledger.missed.get(row, 0) + 1
+            if misses <= MISSES_ALLOWED:
+                lifecycle.requeue(row)
+                return
+            details["message"] = f"an input of {ledger.key(row)} could not be fetched in {misses} attempts"
+        elif message.kind == "died":
+            deaths = ledger.deaths[row] = ledger.deaths.get(row, 0) + 1
+            details["attempts"] = deaths
+            if deaths < DEATHS_ALLOWED:
+                lifecycle.requeue(row)
+                return
+        else:
+            runs = ledger.failed_runs[row] = ledger.failed_runs.get(row, 0) + 1
+            details["attempts"] = runs
+            if runs <= int(run.options.get("retries", 0)) and message.kind != "unserializable":
+                lifecycle.requeue(row)
+                return
+        details["key"] = ledger.key(row)
+        details["worker"] = worker.name
+        kind = "lost" if message.kind == "missing" else message.kind
+        # The run is counted out already; the row is no longer that worker's.
+        ledger.table.holder[row] = -1
+        lifecycle.fail(row, Failure(kind, message.error, details, row, run.identity))
+
+    def _input_missing(self, worker: WorkerRecord, details: dict[str, Any]) -> None:
+        """A worker could not get a value from its holder: that replica does not count any more."""
+        ledger, table = self.ledger, self.ledger.table
+        row, attempt = int(details.get("row", -1)), details.get("attempt")
+        if not (0 <= row < len(table) and table.state[row] == FINISHED and table.attempt[row] == attempt):
+            return
+        for index in table.holders(row):
+            holder = ledger.workers.get(index)
+            if holder is not None and holder.address == details.get("address"):
+                ledger.order_free(index, table.attempt[row], row)
+                self.lifecycle.drop_replica(row, index)
+
+    def recalled(self, now: float, worker: WorkerRecord, message: messages.Recalled) -> None:
+        """What a recall brought back, and nothing else, is granted again."""
+        for position in range(0, len(message.names), 2):
+            attempt, row = message.names[position], message.names[position + 1]
+            if self._accept(worker, attempt, row):
+                self.lifecycle.requeue(row)
+        if message.request >= 0:
+            worker.recall_pending = False
+            worker.recall_after = 0.0 if message.names else now + 2 * LOOK_AGAIN_SECONDS
+        self.placement.refresh(worker)
+
+    # ------------------------------------------------------------------ values
+
+    def held(self, worker: WorkerRecord, values: list[int]) -> None:
+        """A worker has values that it did not make: replicas, or values that a client pushed."""
+        ledger, table = self.ledger, self.ledger.table
+        for position in range(0, len(values), 3):
+            row, attempt, nbytes = values[position : position + 3]
+            if not self._is_known_value(row, attempt):
+                ledger.order_free(worker.index, attempt, row)
+                continue
+            under_way = ledger.pushing.get(row)
+            if under_way is not None:
+                under_way.pop(worker.index, None)
+                if not under_way:
+                    del ledger.pushing[row]
+            table.nbytes[row] = nbytes
+            if table.add_holder(row, worker.index):
+                ledger.count_in(worker.index, nbytes)

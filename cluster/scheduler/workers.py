@@ -1,0 +1,121 @@
+"""What the scheduler keeps of a worker: its room, what it was granted, what it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.scheduler.ready import Restriction
+from cluster.scheduler.table import Run
+
+__all__ = ["GrantRecord", "WorkerRecord"]
+
+
+class GrantRecord:
+    """One grant: rows of one run under one attempt."""
+
+    __slots__ = ("granted_at", "lead_each", "left", "run", "seconds_each", "spans")
+
+    def __init__(
+        self, run: Run, spans: list[tuple[int, int]], seconds_each: float, lead_each: float, granted_at: float
+    ) -> None:
+        self.run = run
+        self.spans = spans
+        self.left = sum(stop - start for start, stop in spans)
+        self.seconds_each = seconds_each
+        self.lead_each = lead_each  # the same, but no more than the lead: a long task takes one slot's lead, not all
+        self.granted_at = granted_at
+
+
+class WorkerRecord:
+    """One worker. Its index is never used again, so that a column may name it."""
+
+    def __init__(
+        self,
+        index: int,
+        identity: bytes,
+        name: str,
+        address: str,
+        slots: int,
+        memory_limit_bytes: int,
+        resources: dict[str, float],
+        process_id: int,
+        peer: int,
+        now: float,
+    ) -> None:
+        self.index = index
+        self.identity = identity
+        self.name = name
+        self.address = address
+        self.slots = slots
+        self.memory_limit_bytes = memory_limit_bytes
+        self.resources = resources
+        self.available = dict(resources)
+        self.process_id = process_id
+        self.peer = peer
+        self.joined_at = now
+        self.last_seen = now
+        self.draining = False
+        self.grants: dict[int, GrantRecord] = {}
+        self.outstanding = 0  # granted tasks that have not ended
+        self.outstanding_seconds = 0.0
+        self.outstanding_lead = 0.0
+        self.stopping: dict[tuple[int, int], GrantRecord] = {}  # (attempt, row) asked to stop, not yet answered
+        self.functions: set[bytes] = set()  # sent to it
+        self.held_bytes = 0
+        self.held_values = 0
+        self.last_progress = now
+        self.recall_pending = False
+        self.recall_after = 0.0  # a recall that brought nothing back is not repeated before
+        self.report: dict[str, Any] = {}
+
+    @property
+    def free_slots(self) -> int:
+        """Slots without a granted task."""
+        return 0 if self.draining else max(0, self.slots - self.outstanding)
+
+    def permits(self, restriction: Restriction) -> bool:
+        """Whether a task with this restriction may ever run here (resources counted as if all were free)."""
+        named = self.name in restriction.workers or self.address in restriction.workers
+        if restriction.workers and not restriction.allow_other_workers and not named:
+            return False
+        return all(self.resources.get(name, 0.0) >= amount for name, amount in restriction.resources)
+
+    def room_for(self, restriction: Restriction) -> int | None:
+        """How many tasks of this restriction its free resources allow; None when they need none."""
+        room: int | None = None
+        for name, amount in restriction.resources:
+            if amount > 0:
+                fit = int((self.available.get(name, 0.0) + 1e-9) // amount)
+                room = fit if room is None else min(room, fit)
+        return room
+
+    def add_grant(self, attempt: int, grant: GrantRecord) -> None:
+        """Count a grant in."""
+        self.grants[attempt] = grant
+        self.outstanding += grant.left
+        self.outstanding_seconds += grant.left * grant.seconds_each
+        self.outstanding_lead += grant.left * grant.lead_each
+        for name, amount in grant_resources(grant):
+            self.available[name] -= amount * grant.left
+
+    def end(self, attempt: int, count: int) -> float:
+        """Count `count` tasks of a grant out; the seconds that they had been expected to take."""
+        grant = self.grants[attempt]
+        grant.left -= count
+        self.outstanding -= count
+        seconds = count * grant.seconds_each
+        self.outstanding_seconds -= seconds
+        self.outstanding_lead -= count * grant.lead_each
+        for name, amount in grant_resources(grant):
+            self.available[name] += amount * count
+        if not grant.left:
+            del self.grants[attempt]
+            if not self.outstanding:
+                self.outstanding_seconds = self.outstanding_lead = 0.0  # no drift of rounding
+        return seconds
+
+
+def grant_resources(grant: GrantRecord) -> tuple[tuple[str, float], ...]:
+    """What each task of a grant holds of the worker's resources."""
+    lane = grant.run.lane
+    return () if lane is None else lane.restriction.resources

@@ -1,0 +1,331 @@
+"""Values as files in shared memory (or on disk): one locked directory for each process that makes them.
+
+    <parent>/cluster-<uid>/                mode 0700, checked
+        <name>-<random>/                   one for each agent or client, mode 0700
+            lock                           held by `lockf` as long as the owner lives
+            s1, s2, …                      segments, mode 0600
+
+A directory whose lock can be taken belongs to nobody any more: any process of the user removes it (`sweep`). `lockf`
+locks belong to a process and not to a descriptor, so forked children hold nothing back; for the same reason a process
+must never open a lock of its own a second time, since closing that would release it.
+
+Space is reserved before a byte is written, since a write through a map of a full tmpfs ends the process (SIGBUS); a
+full store is a `StoreFull`. A tmpfs is often as large as the machine's memory: a reservation that the memory cannot
+hold is refused too, before it makes the kernel kill processes. Nothing here follows a symbolic link below the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from cluster.errors import SettingError, StoreFull, ValueLost
+from cluster.units import format_bytes
+from cluster.wire.encoded import Encoded
+
+RESERVE_STEP_BYTES = 64 << 20
+ROOM_CHECKED_BYTES = 1 << 20
+"""For smaller segments the reservation itself tells soon enough."""
+MEMORY_LEFT_BYTES = 64 << 20
+"""What a reservation leaves of the memory that is available."""
+UNLOCKED_GRACE_SECONDS = 60.0
+"""A directory without a lock file is being made, or was left by a process that died making it; by then the latter."""
+PARTS_A_WRITE = 512
+
+_LOCK = "lock"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_own_directories: set[Path] = set()
+
+
+class SegmentDirectory:
+    """The segments of one process; only that process creates and removes them, others open them by path."""
+
+    def __init__(self, parent: Path, name: str) -> None:
+        """Make a directory for `name` under `parent` (the shared memory directory of the settings), and lock it."""
+        self._lock_descriptor = -1
+        self._descriptor = -1
+        self._process_id = os.getpid()
+        self._count = 0
+        self._in_memory = _lies_in_memory(parent)
+        base, base_descriptor = _open_base(parent)
+        try:
+            while self._lock_descriptor < 0:
+                self.path = base / f"{name}-{os.urandom(8).hex()}"
+                self._try_make(base_descriptor)
+        finally:
+            os.close(base_descriptor)
+        _own_directories.add(self.path)
+
+    def _try_make(self, base_descriptor: int) -> None:
+        """Make and lock the directory; leave the lock's descriptor at -1 if a sweep came in between."""
+        os.mkdir(self.path.name, 0o700, dir_fd=base_descriptor)
+        directory = os.open(self.path.name, _OPEN_DIRECTORY, dir_fd=base_descriptor)
+        lock = -1
+        try:
+            lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
+        except (BlockingIOError, FileNotFoundError):
+            if lock >= 0:
+                os.close(lock)
+            os.close(directory)
+            return
+        self._descriptor, self._lock_descriptor = directory, lock
+
+    def create(self, nbytes: int) -> str:
+        """Make a segment with room for so many bytes and give its path; `StoreFull` if there is no room."""
+        self._count += 1
+        name = f"s{self._count}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            segment = os.open(name, flags, 0o600, dir_fd=self._descriptor)
+        except OSError as error:
+            raise self._store_error(error, nbytes) from error
+        try:
+            if nbytes >= ROOM_CHECKED_BYTES and nbytes > self.free_bytes():
+                # A reservation that must fail would fill the memory before it does.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for start in range(0, nbytes, RESERVE_STEP_BYTES):
+                os.posix_fallocate(segment, start, min(RESERVE_STEP_BYTES, nbytes - start))
+        except OSError as error:
+            os.unlink(name, dir_fd=self._descriptor)
+            raise self._store_error(error, nbytes) from error
+        finally:
+            os.close(segment)
+        return f"{self.path}/{name}"
+
+    def _store_error(self, error: OSError, nbytes: int) -> OSError:
+        if error.errno not in _FULL:
+            return error
+        return StoreFull(
+            f"no room for a value of {format_bytes(nbytes)} in {self.path}: {format_bytes(self.free_bytes())} free. "
+            "Release values that are no longer needed, or give shared_memory_directory a place with more room."
+        )
+
+    def free_bytes(self) -> int:
+        """How much room is there: in the file system and, if that lies in memory, in what the machine can spare?"""
+        figures = os.fstatvfs(self._descriptor)
+        room = figures.f_bavail * figures.f_frsize
+        if not self._in_memory:
+            return room
+        return max(0, min(room, _available_memory_bytes() - MEMORY_LEFT_BYTES))
+
+    def remove(self, path: str) -> None:
+        """Remove a segment; who has mapped it keeps its bytes. Removing it again does nothing."""
+        parent, _, name = path.rpartition("/")
+        if parent != str(self.path) or name == _LOCK:
+            raise ValueError(f"{path} is no segment of {self.path}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
+
+    def close(self) -> None:
+        """Remove the directory with all segments in it. In a forked child this only forgets it."""
+        if self._lock_descriptor < 0:
+            return
+        if os.getpid() == self._process_id:
+            _remove_files(self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(self.path)
+            _own_directories.discard(self.path)
+        os.close(self._lock_descriptor)
+        os.close(self._descriptor)
+        self._lock_descriptor = self._descriptor = -1
+
+    def __enter__(self) -> SegmentDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --------------------------------------------------------------------------- what others left behind
+
+
+def sweep(parent: Path) -> list[Path]:
+    """Remove the directories under `parent` whose owners are dead, and list them."""
+    if not (parent / _base_name()).exists():
+        return []
+    base, descriptor = _open_base(parent)
+    os.close(descriptor)
+    return [path for path in sorted(base.iterdir()) if remove_if_dead(path)]
+
+
+def remove_if_dead(path: Path) -> bool:
+    """Remove one segment directory if its owner is dead; false if the owner lives, or somebody else removes it."""
+    if path in _own_directories:
+        return False
+    try:
+        directory = os.open(path, _OPEN_DIRECTORY)
+    except OSError:  # gone meanwhile, or no directory: nothing that is ours to remove
+        return False
+    try:
+        if not _is_dead(directory):
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(path)
+        return True
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            return False
+        raise
+    finally:
+        os.close(directory)
+
+
+def _is_dead(directory: int) -> bool:
+    """Take the lock of a directory and empty it; false if somebody holds the lock."""
+    try:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return time.time() - os.fstat(directory).st_mtime > UNLOCKED_GRACE_SECONDS
+    except OSError:  # a link or no file: not made by this program
+        return False
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_files(directory)
+    except (BlockingIOError, PermissionError, IsADirectoryError):
+        return False  # locked, or with something in it that this program never made
+    finally:
+        os.close(lock)
+    return True
+
+
+def _remove_files(directory: int) -> None:
+    """Remove all files of a directory, its lock last: until then nobody takes it for one that is being made."""
+    for name in sorted(os.listdir(directory), key=lambda name: (name == _LOCK, name)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+
+def _base_name() -> str:
+    return f"cluster-{os.getuid()}"
+
+
+def _open_base(parent: Path) -> tuple[Path, int]:
+    """Make the user's directory under `parent` if need be, and make sure that it is the user's own."""
+    base = parent / _base_name()
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(base, 0o700)
+    try:
+        descriptor = os.open(base, _OPEN_DIRECTORY)
+    except OSError as error:
+        raise _unsafe(base, f"it cannot be opened as a directory ({error.strerror})") from error
+    facts = os.fstat(descriptor)
+    if facts.st_uid == os.getuid() and not stat.S_IMODE(facts.st_mode) & 0o077:
+        return base, descriptor
+    os.close(descriptor)
+    if facts.st_uid != os.getuid():
+        raise _unsafe(base, f"it belongs to user {facts.st_uid}")
+    raise _unsafe(base, f"others may enter it (mode {stat.S_IMODE(facts.st_mode):o}); `chmod 700` it or remove it")
+
+
+def _lies_in_memory(path: Path) -> bool:
+    """Is this a file system whose files are memory? Unknown counts as no: the file system's own limit then holds."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no such file outside Linux
+        return False
+    return any(
+        line.split()[2] == number and line.rpartition(" - ")[2].split()[0] in ("tmpfs", "ramfs") for line in mounts
+    )
+
+
+def _available_memory_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(errno.ENOTSUP, "/proc/meminfo names no MemAvailable")
+
+
+def _unsafe(base: Path, reason: str) -> SettingError:
+    return SettingError(f"values cannot be kept in {base}: {reason}. Or set shared_memory_directory to another place.")
+
+
+# --------------------------------------------------------------------------- bytes in and out
+
+
+def write_encoded(path: str, encoded: Encoded) -> None:
+    """Write a value into the segment that was created for it."""
+    segment = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        write_parts(segment, encoded)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull(f"no room left while writing {format_bytes(encoded.nbytes)} to {path}") from error
+        raise
+    finally:
+        os.close(segment)
+
+
+def write_parts(descriptor: int, encoded: Encoded) -> None:
+    """Write a value to an open file or blocking socket, without joining its parts."""
+    views = [memoryview(part) for part in encoded.parts if len(part)]
+    views.reverse()
+    while views:
+        written = os.writev(descriptor, views[: -PARTS_A_WRITE - 1 : -1])
+        while views and written >= len(views[-1]):
+            written -= len(views.pop())
+        if written:
+            views[-1] = views[-1][written:]
+
+
+def map_segment(path: str, nbytes: int, *, on_unmapped: Callable[[], object] | None = None) -> memoryview:
+    """Map a segment's first bytes privately: writing to them changes nobody else's. The map lasts as long as any view.
+
+    `on_unmapped` is called when the last view has gone. `ValueLost` if the file is missing or shorter.
+    """
+    try:
+        segment = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ValueLost(f"the value in {path} is gone: its owner removed it, or has ended") from error
+    try:
+        size = os.fstat(segment).st_size
+        if size < nbytes:
+            raise ValueLost(f"the value in {path} is damaged: {size} bytes instead of {nbytes}")
+        if nbytes == 0:
+            return memoryview(bytearray())
+        return _map(segment, nbytes, on_unmapped)
+    finally:
+        os.close(segment)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+)  # fmt: skip
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def _map(descriptor: int, nbytes: int, on_unmapped: Callable[[], object] | None) -> memoryview:
+    """Map a file without keeping a descriptor for it, as `mmap.mmap` does: a gather may map thousands."""
+    address = _libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, 0)
+    if address is None or address == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{format_bytes(nbytes)} cannot be mapped: {os.strerror(code)}")
+    pages = (ctypes.c_ubyte * nbytes).from_address(address)
+    # Not at the interpreter's exit: objects that lie in the map may outlive the call.
+    weakref.finalize(pages, _unmap, address, nbytes, on_unmapped).atexit = False
+    return memoryview(pages).cast("B")
+
+
+def _unmap(address: int, nbytes: int, on_unmapped: Callable[[], object] | None) -> None:
+    _libc.munmap(address, nbytes)
+    if on_unmapped is not None:
+        on_unmapped()

@@ -1,0 +1,250 @@
+"""Packs the arguments of many calls into one blob, quickly, and notes what they depend on.
+
+One pickler serves all calls: it is made once and its memo cleared between them. A future in an argument, at any depth,
+becomes a mark; so does a large argument, which is then a value of its own and travels apart. `add` returns what the
+marks of that call stand for, in order.
+"""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.errors import SerializationError
+from cluster.wire.encoded import Reference
+from cluster.wire.payload import Mark, dumps, input_at, inputs_at
+from cluster.wire.pickling import ValuePickler
+from cluster.wire.unpicklable import serialization_error
+
+LARGE_BYTES = 65536
+"""An argument over this becomes a value of its own."""
+RENEWED_AFTER_BYTES = 4096
+"""A pickler's memo never shrinks: after a call this large a new pickler costs less than clearing the memo for ever."""
+CALL_LIMIT_BYTES = 8 << 20
+"""No call's own pickle may be larger: it has to fit a frame."""
+NESTING_LIMIT = 20
+_NOTHING: tuple[Any, ...] = ()
+
+
+class LargeArgument:
+    """An argument that becomes a value of its own, without futures in it; `nbytes` is what `dumps` makes of it."""
+
+    __slots__ = ("nbytes", "value")
+
+    def __init__(self, value: object, nbytes: int) -> None:
+        self.value = value
+        self.nbytes = nbytes
+
+    def __repr__(self) -> str:
+        return f"<LargeArgument {type(self.value).__name__}, {self.nbytes} bytes>"
+
+
+Noted = Reference | LargeArgument
+
+
+class _TooLarge(Exception):
+    """A call's pickle passes the limit; it is packed again with its large arguments apart."""
+
+
+class _Blob:
+    """The sink of all calls. A call that turns out large is given up at its first large piece, before it is copied."""
+
+    __slots__ = ("data", "limit_bytes", "write")
+
+    def __init__(self) -> None:
+        data = self.data = bytearray()
+        self.limit_bytes = LARGE_BYTES
+        append = data.extend
+
+        def write(piece: Any) -> None:
+            # Almost every piece is a whole small call: one comparison, and no attribute looked up.
+            if len(piece) > LARGE_BYTES and len(piece) > self.limit_bytes:
+                raise _TooLarge
+            append(piece)
+
+        self.write = write
+
+
+class _ArgumentPickler(ValuePickler):
+    """Turns futures into marks, each future of a call into one dependency."""
+
+    def __init__(self, blob: _Blob) -> None:
+        self.noted: list[Noted] = []
+        self.positions: dict[Any, int] = {}
+        self.in_band_bytes = 0
+        self.limit_bytes = LARGE_BYTES
+        super().__init__(blob, self._keep_in_band)
+
+    def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        self.touched = True
+        self.in_band_bytes += buffer.raw().nbytes
+        if self.in_band_bytes > self.limit_bytes:
+            raise _TooLarge
+        return True
+
+    def position_of(self, identity: Any, noted: Noted) -> int:
+        position = self.positions.setdefault(identity, len(self.noted))
+        if position == len(self.noted):
+            self.noted.append(noted)
+        return position
+
+    def reduce_future(self, references: Any, sequence: bool) -> Any:
+        if not sequence:
+            return input_at, (self.position_of(references, references),)
+        positions = [self.position_of(reference, reference) for reference in references]
+        return inputs_at, (array("I", positions).tobytes(),)
+
+    def reduce_array(self, array: Any) -> Any:
+        if array.nbytes > self.limit_bytes and not array.dtype.hasobject:
+            raise _TooLarge
+        return super().reduce_array(array)
+
+    def clear(self) -> None:
+        self.clear_memo()
+        self.noted = []
+        self.positions = {}
+        self.in_band_bytes = 0
+        self.globals_ref.clear()
+        self.touched = False
+
+
+class ArgumentPacker:
+    """Packs calls one after the other; `take` hands over what was packed and begins anew. For one thread at a time."""
+
+    __slots__ = ("_blob", "_clear_memo", "_data", "_large", "_pickler", "_write_pickle", "offsets")
+
+    def __init__(self) -> None:
+        self._blob = _Blob()
+        self._data = self._blob.data
+        self.offsets = array("I", (0,))
+        # By identity, so that what many calls share is measured once; each entry keeps its object alive.
+        self._large: dict[int, LargeArgument] = {}
+        self._renew()
+
+    def _renew(self) -> None:
+        self._pickler = _ArgumentPickler(self._blob)
+        self._write_pickle = self._pickler.write_pickle
+        self._clear_memo = self._pickler.clear_memo
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes packed so far."""
+        return len(self._data)
+
+    def blob(self) -> bytes:
+        """Give the packed calls; call i lies between offsets i and i + 1."""
+        return bytes(self._data)
+
+    def take(self) -> tuple[bytes, bytes]:
+        """Hand over (offsets, blob) of what was packed, as `Submit` wants them, and begin anew."""
+        taken = self.offsets.tobytes(), bytes(self._data)
+        self._data.clear()
+        del self.offsets[1:]
+        self._large.clear()
+        return taken
+
+    def add(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Sequence[Noted]:
+        """Pack one call's arguments: the tuple alone, or with keywords the pair. Returns what its marks stand for.
+
+        A call that cannot be packed is a `SerializationError`, and leaves the packer as it was before.
+        """
+        data = self._data
+        start = len(data)
+        try:
+            self._write_pickle(positional if keywords is None else (positional, keywords))
+        except _TooLarge:
+            del data[start:]
+            return self._add_large(positional, keywords)
+        except BaseException as error:
+            del data[start:]
+            self._renew()
+            if isinstance(error, Exception):
+                raise _call_error(positional, keywords, error) from error
+            raise
+        end = len(data)
+        self.offsets.append(end)
+        if end - start > RENEWED_AFTER_BYTES:
+            noted = self._pickler.noted
+            self._renew()
+            return noted
+        if self._pickler.touched:
+            noted = self._pickler.noted
+            self._pickler.clear()
+            return noted
+        self._clear_memo()
+        return _NOTHING
+
+    def _add_large(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None) -> Sequence[Noted]:
+        self._renew()
+        data, pickler = self._data, self._pickler
+        start = len(data)
+        self._blob.limit_bytes = pickler.limit_bytes = CALL_LIMIT_BYTES
+        try:
+            apart = _Apart(pickler, self._large)
+            small = tuple(apart.replace(value, f"args[{index}]") for index, value in enumerate(positional))
+            if keywords is None:
+                self._write_pickle(small)
+            else:
+                self._write_pickle((small, {key: apart.replace(value, key) for key, value in keywords.items()}))
+        except _TooLarge:
+            del data[start:]
+            raise SerializationError(
+                f"the arguments of one call take more than {CALL_LIMIT_BYTES >> 20} MiB, and what is large in them "
+                "holds futures and so cannot travel apart. Pass the futures as arguments of their own, beside the data."
+            ) from None
+        except BaseException as error:
+            del data[start:]
+            if isinstance(error, Exception) and not isinstance(error, SerializationError):
+                raise _call_error(positional, keywords, error) from error
+            raise
+        finally:
+            self._blob.limit_bytes = LARGE_BYTES
+            self._renew()
+        self.offsets.append(len(data))
+        return pickler.noted
+
+
+class _Apart:
+    """Replaces the large arguments of one call by marks; what holds futures is taken apart instead, since those have to
+    become values."""
+
+    def __init__(self, pickler: _ArgumentPickler, known: dict[int, LargeArgument]) -> None:
+        self.pickler = pickler
+        self.known = known
+
+    def replace(self, value: Any, name: str, depth: int = 0) -> Any:
+        large = self.known.get(id(value))
+        if large is None:
+            encoded = dumps(value, name=name)
+            if encoded.nbytes <= LARGE_BYTES:
+                return value
+            if not encoded.futures:
+                large = self.known[id(value)] = LargeArgument(value, encoded.nbytes)
+        if large is not None:
+            return Mark(self.pickler.position_of(("large", id(value)), large))
+        if depth > NESTING_LIMIT:
+            return value
+        if type(value) is dict:
+            return {key: self.replace(member, f"{name}[{key!r}]", depth + 1) for key, member in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self.replace(it, f"{name}[{index}]", depth + 1) for index, it in enumerate(value))
+        return value
+
+
+def _call_error(positional: tuple[Any, ...], keywords: dict[str, Any] | None, error: Exception) -> SerializationError:
+    for index, value in enumerate(positional):
+        try:
+            dumps(value, name=f"args[{index}]")
+        except SerializationError as named:
+            return named
+    for key, value in (keywords or {}).items():
+        try:
+            dumps(value, name=key)
+        except SerializationError as named:
+            return named
+    return serialization_error((positional, keywords), error, "the arguments")

@@ -1,0 +1,230 @@
+"""A task's exception on its way to the client: the object where it can be rebuilt, and bounded text in any case.
+
+`dump_exception` gives `(data, details)`. `data` is a value (payload.py), empty if the exception cannot be rebuilt: a
+list `[exception, is_cause, exception, is_cause, …]` of it, and what it was raised from (`is_cause` true) or during.
+`details` is text by name, each bounded:
+
+    type        the class's full name, "builtins." left out
+    message     what the exception says
+    traceback   the traceback as Python prints it, causes included, without the frames of this package
+    cause       the last line of what it was raised from, if anything
+
+`load_exception` makes an exception from both; the traceback becomes a note of it.
+"""
+
+from __future__ import annotations
+
+import traceback
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.errors import RemoteError, SerializationError
+from cluster.wire.payload import dumps, loads
+
+DATA_LIMIT_BYTES = 1 << 20
+TEXT_LIMIT_BYTES = 65536
+MESSAGE_LIMIT_BYTES = 8192
+CHAIN_LIMIT = 8
+
+
+def dump_exception(
+    error: BaseException, hide_frames_of: tuple[str, ...] = ("cluster",)
+) -> tuple[bytes, dict[str, Any]]:
+    """Turn an exception into bytes and text; frames of modules of the packages named are left out of the text."""
+    details = {
+        "type": _type_name(type(error)),
+        "message": _bounded(_message(error), MESSAGE_LIMIT_BYTES),
+        "traceback": _bounded(_traceback_text(error, hide_frames_of), TEXT_LIMIT_BYTES),
+    }
+    origin, _ = _origin(error)
+    if origin is not None:
+        text = _message(origin)
+        details["cause"] = _bounded(f"{_type_name(type(origin))}: {text}" if text else _type_name(type(origin)), 1024)
+    return _data(error), details
+
+
+def load_exception(data: bytes | memoryview, details: dict[str, Any]) -> BaseException:
+    """Make the exception again, with its remote traceback as a note; a `RemoteError` if it cannot be made here."""
+    error = _load_chain(data) if len(data) else None
+    if error is not None:
+        text = details.get("traceback", "")
+        if not text or _add_note(error, f"Remote traceback:\n{text}"):
+            return error
+    type_name = str(details.get("type", "Exception"))
+    remote = RemoteError(type_name, str(details.get("message", "")), str(details.get("traceback", "")))
+    if remote.traceback_text:
+        remote.add_note(f"Remote traceback:\n{remote.traceback_text}")
+    return remote
+
+
+# --------------------------------------------------------------------------- the object
+
+
+def _rebuild(kind: type[BaseException], arguments: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """Make an exception without calling its `__init__`, which may ask for other arguments than `args` holds."""
+    try:
+        error = kind.__new__(kind, *arguments)
+    except TypeError:
+        error = BaseException.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
+
+
+class _Rebuilt:
+    """Pickles to the exception, made without its `__init__`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self.error
+        arguments = error.args
+        if isinstance(error, BaseExceptionGroup):
+            arguments = error.message, [_stand_in(member) for member in error.exceptions]
+        return _rebuild, (type(error), arguments, dict(error.__dict__))
+
+
+def _origin(error: BaseException) -> tuple[BaseException | None, bool]:
+    """What was it raised from, and was that said (`raise … from …`)?"""
+    if error.__cause__ is not None:
+        return error.__cause__, True
+    if error.__context__ is not None and not error.__suppress_context__:
+        return error.__context__, False
+    return None, False
+
+
+def _data(error: BaseException) -> bytes:
+    """The exception and its causes as a value; without the causes if they are too large or cannot be pickled."""
+    first = _picklable(error)
+    if first is None:
+        return b""
+    chain: list[Any] = [first]
+    current = error
+    for _ in range(CHAIN_LIMIT):
+        origin, is_cause = _origin(current)
+        if origin is None:
+            break
+        chain += (is_cause, _stand_in(origin))
+        current = origin
+    for attempt in (chain, chain[:1]):
+        try:
+            encoded = dumps(attempt)
+        except SerializationError:
+            continue
+        if encoded.nbytes <= DATA_LIMIT_BYTES:
+            return encoded.to_bytes()
+    return b""
+
+
+def _picklable(error: BaseException) -> BaseException | _Rebuilt | None:
+    """The exception itself if a pickle brings it back as it is; else what rebuilds it; None if nothing does."""
+    for candidate in (error, _Rebuilt(error)):
+        try:
+            encoded = dumps(candidate)
+            if encoded.nbytes > DATA_LIMIT_BYTES:
+                return None
+            loaded = loads(encoded.to_bytes())
+        except Exception:  # any class may fail in its own way; the text is then all that travels
+            continue
+        if type(loaded) is type(error) and _message(loaded) == _message(error):
+            return candidate
+    return None
+
+
+def _stand_in(error: BaseException) -> BaseException | _Rebuilt:
+    """What travels for an exception that comes along with another: itself, or at least what it says."""
+    text = _bounded(_message(error), MESSAGE_LIMIT_BYTES)
+    return _picklable(error) or RemoteError(_type_name(type(error)), text)
+
+
+def _load_chain(data: bytes | memoryview) -> BaseException | None:
+    try:
+        chain = loads(data)
+    except Exception:  # the class is missing here, or its constructor fails: the caller has the text
+        return None
+    if not isinstance(chain, list) or not chain or not all(isinstance(it, BaseException) for it in chain[::2]):
+        return None
+    for error, is_cause, origin in zip(chain[::2], chain[1::2], chain[2::2], strict=False):
+        if is_cause:
+            error.__cause__ = origin
+        else:
+            error.__context__ = origin
+    first: BaseException = chain[0]
+    return first
+
+
+def _add_note(error: BaseException, note: str) -> bool:
+    try:
+        error.add_note(note)
+    except Exception:  # a class that forbids attributes
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- the text
+
+
+def _type_name(kind: type[BaseException]) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as failure:  # a class whose text cannot be made still has to be reported
+        return f"<its text could not be made: {type(failure).__name__}>"
+
+
+def _bounded(text: str, limit_bytes: int) -> str:
+    """Keep the beginning and the end of a text that is too long."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= limit_bytes:
+        return data.decode()
+    half = limit_bytes // 2 - 32
+    beginning, end = data[:half].decode("utf-8", "ignore"), data[-half:].decode("utf-8", "ignore")
+    return f"{beginning}\n… {len(data) - 2 * half} bytes left out …\n{end}"
+
+
+def _traceback_text(error: BaseException, packages: tuple[str, ...]) -> str:
+    try:
+        formatted = traceback.TracebackException.from_exception(error, max_group_width=8)
+        hidden = set(_hidden_files(error, packages))
+        _hide(formatted, hidden, set())
+        return "".join(formatted.format()).rstrip("\n")
+    except Exception as failure:  # an exception whose own code fails while it is being printed
+        return f"{_type_name(type(error))}: {_message(error)}\n(no traceback: {type(failure).__name__} while making it)"
+
+
+def _hidden_files(error: BaseException, packages: tuple[str, ...]) -> Iterator[str]:
+    """File names of the frames, anywhere in the chain, that belong to modules of these packages."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        pending += (current.__cause__, current.__context__)
+        if isinstance(current, BaseExceptionGroup):
+            pending += current.exceptions
+        step: types.TracebackType | None = current.__traceback__
+        while step is not None:
+            module = step.tb_frame.f_globals.get("__name__") or ""
+            if str(module).partition(".")[0] in packages:
+                yield step.tb_frame.f_code.co_filename
+            step = step.tb_next
+
+
+def _hide(formatted: traceback.TracebackException, files: set[str], seen: set[int]) -> None:
+    """Drop the frames of these files, unless nothing would be left of a stack."""
+    if id(formatted) in seen:
+        return
+    seen.add(id(formatted))
+    kept = [frame for frame in formatted.stack if frame.filename not in files]
+    if kept:
+        formatted.stack[:] = kept
+    for other in (formatted.__cause__, formatted.__context__, *(formatted.exceptions or ())):
+        if other is not None:
+            _hide(other, files, seen)

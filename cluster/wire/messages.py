@@ -1,0 +1,457 @@
+"""Every message that crosses a socket, as a named tuple with typed fields.
+
+This module is the protocol. A message travels as one frame: a four byte little-endian length, then a msgpack array
+whose first item is the message's code and whose others are its fields in order (`frames.py` does that). Nothing here
+opens a socket, and nothing here unpickles: functions, arguments, values and exceptions are opaque bytes on every hop.
+
+Conventions
+-----------
+number
+    A client numbers its tasks 0, 1, 2 … for its whole life. `(client_id, number)` names a task everywhere and for ever,
+    so that a message sent twice is recognised. A batch is a run of consecutive numbers.
+row
+    The scheduler's place for a task. Rows are reused, so a row means nothing without an attempt.
+attempt
+    Drawn by the scheduler from one counter that never repeats within an epoch; one attempt number covers all rows of one
+    grant. `(row, attempt)` names one run of a task, and after it succeeded, the value that the run made. Replicas of a
+    value share its name.
+runs
+    A flat list `[first, count, first, count, …]` of consecutive numbers or rows. The order is meaningful.
+packed integers
+    Columns travel as bytes of the machine's `array` module, little-endian: `'I'` is four bytes, `'q'` and `'Q'` eight.
+offsets
+    `count + 1` packed `'I'`: item i of a blob is `blob[offsets[i]:offsets[i + 1]]`. An empty `offsets` has a meaning of
+    its own, said at the field.
+epoch
+    One life of a scheduler; told in the welcome, repeated in every message of an agent about a run or a value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# --------------------------------------------------------------------------- client -> scheduler
+
+
+class ClientJoin(NamedTuple):
+    """First message of a client. A client that joins again under the same id takes its own wants over."""
+
+    client_id: bytes
+    name: str
+    versions: dict[str, str]
+
+
+class DefineFunction(NamedTuple):
+    """A function's pickled bytes under their content hash, at most 64 KiB; sent before the first task that names it."""
+
+    function_id: bytes
+    name: str
+    blob: bytes
+
+
+class Submit(NamedTuple):
+    """Consecutive tasks of one function with one set of options: a part of a batch, at most 1 MiB and 16,384 tasks.
+
+    `arguments` says what a task's piece of `blob` is: 0 the pickle of its positional arguments (a tuple), 1 the pickle of
+    `(positional tuple, keyword dict)`. Empty `offsets`: all tasks share the whole blob.
+
+    `dependency_starts` (packed 'I', `count + 1`) and `dependencies` (packed 'q') are the tasks' inputs as compressed
+    sparse rows: task i's mark k stands for `dependencies[starts[i] + k]`, the client's own number of the task whose value
+    goes there. Both are empty when no task has inputs. A dependency's number is always known to the scheduler by then:
+    the client's own earlier task, an alias, or a value it offered.
+
+    `options`: only what differs from the default, by name: priority (int), retries (int), timeout_seconds (float),
+    workers (list of names or addresses), allow_other_workers (bool), resources (dict name -> amount), keep (bool: run to
+    the end though nobody wants the result), key (str, the user's own name for a batch of one).
+
+    `batch` is the first number of the batch that this is a part of; -1: each task is a batch of its own (single submits
+    that were gathered on the way). `ids.task_key` makes a task's key from it.
+    """
+
+    first: int
+    count: int
+    batch: int
+    function_id: bytes
+    label: str
+    options: dict[str, Any]
+    arguments: int
+    offsets: bytes
+    blob: bytes
+    dependency_starts: bytes
+    dependencies: bytes
+
+
+class Offer(NamedTuple):
+    """Values that this client holds under its own numbers (`scatter`, large arguments); it keeps them until released.
+
+    `sizes` is packed 'Q', bytes. `contains[i]` lists the futures inside value i as `[client_id, number]`; the list is
+    empty when no value contains any. `placement`: "demand" pushes a value to a worker when one is about to need it,
+    "spread" pushes each at once to one worker, "broadcast" to every worker. `workers` restricts either (empty: any).
+    """
+
+    first: int
+    count: int
+    sizes: bytes
+    contains: list[Any]
+    placement: str
+    workers: list[str]
+
+
+class Alias(NamedTuple):
+    """Own numbers, from `first` on, for tasks of other clients (futures that came inside a value), and a want for each."""
+
+    first: int
+    references: list[Any]
+
+
+class Release(NamedTuple):
+    """The client no longer wants these numbers, and will never name them again."""
+
+    runs: list[int]
+
+
+class Await(NamedTuple):
+    """Somebody is waiting for these numbers: let small values travel with the notice that they are done."""
+
+    runs: list[int]
+
+
+class Keep(NamedTuple):
+    """Run these to the end although the client may release them or go (`fire_and_forget`)."""
+
+    runs: list[int]
+
+
+class Cancel(NamedTuple):
+    """Stop these and everything that depends on them, except what another client wants."""
+
+    runs: list[int]
+
+
+class Retry(NamedTuple):
+    """Run these failed tasks again, and what failed only because of them."""
+
+    runs: list[int]
+
+
+class Locate(NamedTuple):
+    """Where are the values of these numbers? Answered by `Located` as soon as all are finished or failed."""
+
+    request: int
+    runs: list[int]
+
+
+class Pushed(NamedTuple):
+    """Outcome of a push order: empty `error` when the worker has the value."""
+
+    number: int
+    address: str
+    error: str
+
+
+class Query(NamedTuple):
+    """Ask for a snapshot: "scheduler_info", "who_has" (detail: list of numbers), "ping"."""
+
+    request: int
+    what: str
+    detail: Any
+
+
+class Leave(NamedTuple):
+    """The client is done: release all that it wants, now."""
+
+
+# --------------------------------------------------------------------------- scheduler -> client
+
+
+class ClientWelcome(NamedTuple):
+    """The answer to ClientJoin. `versions` are the scheduler's."""
+
+    epoch: int
+    versions: dict[str, str]
+
+
+class Finished(NamedTuple):
+    """These numbers have their values. Item k of the blob belongs to the k-th number of the runs; a piece of no bytes
+    means that the value stays with a worker. Empty `offsets`: no value came along."""
+
+    runs: list[int]
+    offsets: bytes
+    blob: bytes
+
+
+class Failed(NamedTuple):
+    """These numbers ended without a value.
+
+    `kind` is "exception", "died", "timeout", "cancelled", "lost", "unserializable", "unrunnable", "import". `error` is a
+    value (see payload.py) of the exception, or empty. `details` is bounded text by name: type, message, traceback, key,
+    worker, attempt, cause, lines, remedy.
+    """
+
+    runs: list[int]
+    kind: str
+    error: bytes
+    details: dict[str, Any]
+
+
+class Reset(NamedTuple):
+    """These finished numbers lost their values and are being computed again; Finished or Failed will come anew."""
+
+    runs: list[int]
+
+
+class Located(NamedTuple):
+    """The answer to Locate: `[number, row, attempt, nbytes, [addresses]]` each; failed numbers are left out."""
+
+    request: int
+    entries: list[Any]
+
+
+class Push(NamedTuple):
+    """Send the value that you offered under this number to that worker, by PutValue under this name."""
+
+    number: int
+    row: int
+    attempt: int
+    address: str
+
+
+class Answer(NamedTuple):
+    """The answer to a query. `error` is empty when it succeeded."""
+
+    request: int
+    error: str
+    result: Any
+
+
+# --------------------------------------------------------------------------- agent -> scheduler
+
+
+class WorkerJoin(NamedTuple):
+    """First message of an agent. `address` is where it listens for peers, "tcp://host:port"."""
+
+    worker_id: bytes
+    name: str
+    address: str
+    slots: int
+    memory_limit_bytes: int
+    resources: dict[str, float]
+    versions: dict[str, str]
+    process_id: int
+
+
+class Done(NamedTuple):
+    """Rows of one attempt that succeeded: this agent holds their values.
+
+    `sizes` is packed 'Q', one a row, in bytes. `offsets` and `blob` carry the small values as in Finished. The times are
+    of running alone (loading the function and the arguments is apart): the sum, and the median of one task.
+    `contains`: `[row, [client_id, number, client_id, number …]]` for each value with futures inside.
+    """
+
+    epoch: int
+    attempt: int
+    runs: list[int]
+    sizes: bytes
+    offsets: bytes
+    blob: bytes
+    run_seconds: float
+    median_seconds: float
+    contains: list[Any]
+
+
+class RunFailed(NamedTuple):
+    """One run that ended without a value; `kind`, `error` and `details` as in Failed.
+
+    "cancelled" is also the answer for a run that the scheduler asked to stop. "missing" is for an input that could not be
+    fetched: then `details` has "row", "attempt" (the value's) and "address" (the holder's).
+    """
+
+    epoch: int
+    row: int
+    attempt: int
+    kind: str
+    error: bytes
+    details: dict[str, Any]
+    run_seconds: float
+
+
+class Recalled(NamedTuple):
+    """What a recall brought back, flat `[attempt, row, attempt, row …]`: only these are free to be granted again."""
+
+    epoch: int
+    request: int
+    names: list[int]
+
+
+class Held(NamedTuple):
+    """Values that arrived here otherwise than by a run: flat `[row, attempt, nbytes, …]`."""
+
+    epoch: int
+    values: list[int]
+
+
+class FetchFailed(NamedTuple):
+    """An ordered copy (`Fetch`) that could not be made."""
+
+    epoch: int
+    row: int
+    attempt: int
+    address: str
+    reason: str
+
+
+class AgentHeartbeat(NamedTuple):
+    """Every second; an agent silent for ten is taken for dead. `report` holds plain figures (memory, slots …)."""
+
+    epoch: int
+    report: dict[str, Any]
+
+
+class Draining(NamedTuple):
+    """The agent was asked to end: grant it nothing more. It closes when its running tasks have ended."""
+
+    epoch: int
+
+
+# --------------------------------------------------------------------------- scheduler -> agent
+
+
+class WorkerWelcome(NamedTuple):
+    """The answer to WorkerJoin. `index` is the scheduler's small number for this worker."""
+
+    epoch: int
+    index: int
+    versions: dict[str, str]
+
+
+class Grant(NamedTuple):
+    """Run these rows, under this attempt, in this order.
+
+    `arguments`, `offsets`, `blob` as in Submit, over the granted rows. `inputs` (packed 'I') are the rows' inputs as
+    compressed sparse rows with `input_starts`; each is an index into `values`, whose entries are
+    `[row, attempt, nbytes, [addresses of agents that hold it]]`; an empty list of addresses means that a client will push
+    it here. Both are empty when no task has inputs. `inline_limit_bytes`: results up to this size travel in Done.
+    `options`: timeout_seconds (float).
+    """
+
+    attempt: int
+    runs: list[int]
+    function_id: bytes
+    label: str
+    arguments: int
+    offsets: bytes
+    blob: bytes
+    input_starts: bytes
+    inputs: bytes
+    values: list[Any]
+    inline_limit_bytes: int
+    options: dict[str, Any]
+
+
+class Recall(NamedTuple):
+    """Give back up to `count` granted tasks that no slot has claimed, youngest first; answered by Recalled, always."""
+
+    request: int
+    count: int
+
+
+class Stop(NamedTuple):
+    """End these runs, claimed or not: flat `[attempt, row, …]`. Each still known is answered by RunFailed "cancelled"."""
+
+    names: list[int]
+
+
+class Free(NamedTuple):
+    """Nobody needs these values: flat `[attempt, first row, count, …]`."""
+
+    values: list[int]
+
+
+class Fetch(NamedTuple):
+    """Get a copy of these values: `[row, attempt, nbytes, [addresses]]` each; answered by Held or FetchFailed."""
+
+    values: list[Any]
+
+
+class ShutDown(NamedTuple):
+    """End the worker: its slots, then itself."""
+
+    reason: str
+
+
+# --------------------------------------------------------------------------- any peer -> agent, and back
+
+
+class GetValues(NamedTuple):
+    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the four messages below, in order."""
+
+    request: int
+    values: list[int]
+
+
+class Value(NamedTuple):
+    """A value of at most 1 MiB."""
+
+    request: int
+    row: int
+    attempt: int
+    data: bytes
+
+
+class ValueStream(NamedTuple):
+    """A larger value: `nbytes` raw bytes follow this frame on the connection."""
+
+    request: int
+    row: int
+    attempt: int
+    nbytes: int
+
+
+class ValueFile(NamedTuple):
+    """A value in a file that the asker, having proved to share this host, may open and map. The file stays until the
+    asker's next message on this connection or the connection's end."""
+
+    request: int
+    row: int
+    attempt: int
+    nbytes: int
+    path: str
+
+
+class ValueMissing(NamedTuple):
+    """The agent does not hold it."""
+
+    request: int
+    row: int
+    attempt: int
+
+
+class PutValue(NamedTuple):
+    """A value pushed to an agent: `data` if it is at most 1 MiB, else empty and `nbytes` raw bytes follow the frame."""
+
+    row: int
+    attempt: int
+    nbytes: int
+    data: bytes
+
+
+class PutDone(NamedTuple):
+    """The answer to PutValue; `error` is empty when the agent holds the value."""
+
+    row: int
+    attempt: int
+    error: str
+
+
+class Heartbeat(NamedTuple):
+    """Keeps a connection known to be alive in either direction; carries nothing."""
+
+
+CLASSES: tuple[type[Any], ...] = (
+    # The position is the code on the wire: append only, never reorder.
+    ClientJoin, DefineFunction, Submit, Offer, Alias, Release, Await, Keep, Cancel, Retry, Locate, Pushed, Query, Leave,
+    ClientWelcome, Finished, Failed, Reset, Located, Push, Answer,
+    WorkerJoin, Done, RunFailed, Recalled, Held, FetchFailed, AgentHeartbeat, Draining,
+    WorkerWelcome, Grant, Recall, Stop, Free, Fetch, ShutDown,
+    GetValues, Value, ValueStream, ValueFile, ValueMissing, PutValue, PutDone, Heartbeat,
+)  # fmt: skip

@@ -1,0 +1,267 @@
+"""Values as bytes, and back.
+
+A value without large buffers is a plain pickle (protocol 5; its first byte is 0x80). A value with buffers of 4 KiB and
+more that its classes hand out (numpy arrays, pandas frames, anything with `__reduce_ex__(5)` and `pickle.PickleBuffer`)
+is a *segment*, the same in memory, in a file and on the wire:
+
+    magic b"CLV1" · number of buffers (4 bytes) · bytes of the pickle (8) · bytes in all (8)
+    for each buffer: offset (8) · bytes (8)
+    the pickle · padding · buffer · padding · buffer …        every buffer begins at a multiple of 64
+
+Integers are little-endian. `loads` over a writable memoryview (a private map of a file) copies no buffer: the objects
+that it makes lie in that memory and keep it alive.
+
+Three things stand for other values inside a pickle:
+
+- in an argument, `input_at(k)`: the k-th input of the task, which `loads` is given; `Mark(k)` pickles to that, as does
+  a future under an `ArgumentPacker` (arguments.py), and `inputs_at(ks)` stands for a sequence of futures;
+- in a value, `future_from(*reference)`: a future. `loads` makes it by `bind_future(reference)`; without that it is a
+  `FutureReference`, which can be passed on but not waited for. `Encoded.futures` lists what a value contains.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from mmap import mmap
+from typing import Any
+
+from cluster.errors import SerializationError
+from cluster.wire.encoded import Encoded, Reference
+from cluster.wire.pickling import OUT_OF_BAND_BYTES, Pieces, ValuePickler, register_future_type
+from cluster.wire.unpicklable import closure_sizes, name_unpicklable, serialization_error
+
+__all__ = [
+    "Encoded",
+    "FutureReference",
+    "Mark",
+    "closure_sizes",
+    "dumps",
+    "future_from",
+    "futures_from",
+    "input_at",
+    "inputs_at",
+    "loads",
+    "mark",
+    "name_unpicklable",
+    "register_future_type",
+]
+
+ALIGNMENT_BYTES = 64
+MAGIC = b"CLV1"
+_HEADER = struct.Struct("<4sIQQ")
+_PLAIN = frozenset({type(None), bool, int, float, complex})
+_ZEROS = bytes(ALIGNMENT_BYTES)
+
+Buffer = bytes | bytearray | memoryview
+BindFuture = Callable[[Reference], Any]
+
+
+# --------------------------------------------------------------------------- what stands for another value
+
+
+class _CurrentLoad(threading.local):
+    inputs: Sequence[Any] = ()
+    bind_future: BindFuture | None = None
+
+
+_current_load = _CurrentLoad()
+
+
+def input_at(index: int) -> Any:
+    """Give the index-th input of the load in progress; found in pickles only."""
+    try:
+        return _current_load.inputs[index]
+    except IndexError:
+        given = len(_current_load.inputs)
+        raise SerializationError(f"these arguments name input {index}, but the task was given {given} inputs") from None
+
+
+def inputs_at(indices: bytes) -> list[Any]:
+    """Give several inputs of the load in progress (packed 'I'); found in pickles only."""
+    return [input_at(index) for index in array("I", indices)]
+
+
+class Mark:
+    """Stands for the task's index-th input in an argument that is being packed."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return input_at, (self.index,)
+
+    def __repr__(self) -> str:
+        return f"Mark({self.index})"
+
+
+def mark(index: int) -> Mark:
+    """Make what stands for the task's index-th input in an argument."""
+    return Mark(index)
+
+
+class FutureReference:
+    """A future in a process that cannot wait for it: it can be returned and passed on, and keeps its identity."""
+
+    __slots__ = ("reference",)
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return future_from, self.reference
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FutureReference) and other.reference == self.reference
+
+    def __hash__(self) -> int:
+        return hash(self.reference)
+
+    def __repr__(self) -> str:
+        return f"FutureReference{self.reference!r}"
+
+
+def _reference_of(future: FutureReference) -> Reference:
+    return future.reference
+
+
+register_future_type(FutureReference, _reference_of)
+
+
+def future_from(*reference: Any) -> Any:
+    """Make a future from its reference, as the load in progress wants it; found in pickles only."""
+    bind_future = _current_load.bind_future
+    return FutureReference(reference) if bind_future is None else bind_future(reference)
+
+
+def futures_from(references: list[Reference]) -> list[Any]:
+    """Make a list of futures from their references; found in pickles only."""
+    return [future_from(*reference) for reference in references]
+
+
+# --------------------------------------------------------------------------- values to bytes
+
+
+class _WholeValuePickler(ValuePickler):
+    """Keeps futures as futures, and notes them; takes buffers worth it out of the pickle."""
+
+    def __init__(self) -> None:
+        self.output = Pieces()
+        self.buffers: list[memoryview] = []
+        self.futures: list[Reference] = []
+        super().__init__(self.output, self._keep_in_band)
+
+    def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:
+            return True  # not in one piece: the pickler says so itself, in its own words
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True
+        self.buffers.append(view)
+        return False
+
+    def reduce_future(self, references: Any, sequence: bool) -> Any:
+        if sequence:
+            self.futures.extend(references)
+            return futures_from, (list(references),)
+        self.futures.append(references)
+        return future_from, references
+
+
+# Making a pickler costs as much as pickling a small value ten times over. One that met nothing but small plain data is
+# used again; whoever pickles meanwhile (another thread, a value's own code) makes another.
+_idle_picklers: list[_WholeValuePickler] = []
+IDLE_PICKLERS_LIMIT = 4
+REUSED_UP_TO_BYTES = 4096
+
+
+def dumps(value: object, *, name: str = "value") -> Encoded:
+    """Turn a value into bytes; large buffers are not copied, and the futures in it are listed.
+
+    What cannot be pickled is a `SerializationError` that names the member to blame, as a path that begins with `name`.
+    """
+    if type(value) in _PLAIN:
+        data = pickle.dumps(value, 5)
+        return Encoded([data], len(data), [])
+    try:
+        pickler = _idle_picklers.pop()
+    except IndexError:
+        pickler = _WholeValuePickler()
+    try:
+        pickler.write_pickle(value)
+    except Exception as error:
+        raise serialization_error(value, error, name) from error
+    parts: list[bytes | memoryview] = list(pickler.output.pieces)
+    nbytes = sum(map(len, parts))
+    if not (pickler.touched or pickler.buffers):
+        if nbytes <= REUSED_UP_TO_BYTES and len(_idle_picklers) < IDLE_PICKLERS_LIMIT:
+            pickler.clear_memo()
+            pickler.output.pieces.clear()
+            _idle_picklers.append(pickler)
+        return Encoded(parts, nbytes, [])
+    if not pickler.buffers:
+        return Encoded(parts, nbytes, pickler.futures)
+    return _segment(parts, nbytes, pickler)
+
+
+def _segment(pickled: list[bytes | memoryview], pickle_bytes: int, pickler: _WholeValuePickler) -> Encoded:
+    end = _HEADER.size + 16 * len(pickler.buffers) + pickle_bytes
+    table: list[int] = []
+    tail: list[bytes | memoryview] = []
+    for view in pickler.buffers:
+        padding = -end % ALIGNMENT_BYTES
+        if padding:
+            tail.append(_ZEROS[:padding])
+        table += (end + padding, view.nbytes)
+        tail.append(view)
+        end += padding + view.nbytes
+    header = _HEADER.pack(MAGIC, len(pickler.buffers), pickle_bytes, end) + struct.pack(f"<{len(table)}Q", *table)
+    return Encoded([header, *pickled, *tail], end, pickler.futures)
+
+
+# --------------------------------------------------------------------------- bytes to values
+
+
+def loads(
+    data: Buffer | mmap,
+    *,
+    inputs: Sequence[Any] = (),
+    bind_future: BindFuture | None = None,
+) -> Any:
+    """Make the value again. Over writable memory nothing large is copied: the value lies in it and keeps it alive.
+
+    `inputs` are the values that the marks of an argument stand for; `bind_future` makes a future from a reference.
+    """
+    current = _current_load
+    before = current.inputs, current.bind_future
+    current.inputs, current.bind_future = inputs, bind_future
+    try:
+        if data[:1] == b"\x80":
+            return pickle.loads(data)
+        return _load_segment(memoryview(data))
+    finally:
+        current.inputs, current.bind_future = before
+
+
+def _load_segment(data: memoryview) -> Any:
+    if len(data) < _HEADER.size:
+        raise SerializationError(f"{len(data)} bytes are neither a pickle nor a segment: was the value cut off?")
+    magic, count, pickle_bytes, nbytes = _HEADER.unpack_from(data)
+    pickle_start = _HEADER.size + 16 * count
+    if magic != MAGIC or nbytes > len(data) or pickle_start + pickle_bytes > nbytes:
+        raise SerializationError(f"a value of {len(data)} bytes is damaged or cut off: its header says {nbytes} bytes")
+    table = struct.unpack_from(f"<{2 * count}Q", data, _HEADER.size)
+    if data.readonly:
+        data = memoryview(bytearray(data))  # what is made from it must be writable, as it was where it came from
+    buffers = []
+    for offset, length in zip(table[::2], table[1::2], strict=True):
+        if offset + length > nbytes:
+            raise SerializationError(f"a value of {len(data)} bytes is damaged: a buffer lies beyond its end")
+        buffers.append(data[offset : offset + length])
+    return pickle.loads(data[pickle_start : pickle_start + pickle_bytes], buffers=buffers)

@@ -1,0 +1,292 @@
+"""What an agent's machine is told (events) and what it asks for (effects), as named tuples.
+
+`Agent.handle(now, event)` takes one event and returns a list of effects, to be performed in order. Nothing here does
+anything by itself, so the daemon and the simulator drive the same class.
+
+What a shell has to keep to
+---------------------------
+- **Slots** are numbered 0 … n - 1 for the agent's life; a process that dies is replaced under the same number. The
+  machine numbers the tasks that it gives to a slot (`sequence`), upwards and never twice, also across processes.
+- **The claim.** `GiveTasks` puts one record a task into the slot's pipe, in order. The slot takes the oldest record,
+  runs it, reports it, and only then takes the next. `TakeBack` takes out all records that are still there, at that
+  moment, whatever the slot is doing, and is always answered by `TookBack` with exactly those sequences in their order
+  (an empty list too). A record has one owner: who took it out.
+- **Death.** When a slot's process has ended, the shell first hands in all that the slot had reported (`SlotReports`),
+  and then `SlotExited` with what was still in the pipe. So what remains was claimed and not reported. That answers a
+  `TakeBack`, too, that was asked for and not answered yet.
+- **Reports** come in the order of the sequences. A report is a list, one of:
+  `[sequence, run_seconds, data]`: a value of at most 64 KiB, as bytes;
+  `[sequence, run_seconds, data, contains]`: … with futures inside it, flat `[client_id, number, …]`;
+  `[sequence, run_seconds, "segment", nbytes, contains]`: a value in the segment that the slot was given for it;
+  `[sequence, run_seconds, kind, error, details]`: a failure as in `RunFailed`, or with kind "interrupted" one that was
+  stopped by an `Interrupt`.
+- A slot asks for a segment at most once a task (`SegmentAsked`), and waits for the `AnswerSegment`.
+- `next_wakeup` is the time at which the machine wants a `Tick` if nothing else happens before; None: never.
+
+Values have a key, `attempt << 32 | row`. A value is held as bytes, or as a segment, of which the machine knows the path
+(a name that it never looks into) and the size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+# --------------------------------------------------------------------------- events
+
+
+class Started(NamedTuple):
+    """The connection to the scheduler stands: join, start the slots."""
+
+
+class FromScheduler(NamedTuple):
+    """A message of the scheduler."""
+
+    message: Any
+
+
+class FromPeer(NamedTuple):
+    """GetValues, or a PutValue that carries its data; `peer` is the shell's number for the connection."""
+
+    peer: int
+    message: Any
+
+
+class ValuePut(NamedTuple):
+    """A PutValue whose raw bytes have all arrived, in a segment that now belongs to the machine."""
+
+    peer: int
+    row: int
+    attempt: int
+    nbytes: int
+    path: str
+
+
+class SlotReady(NamedTuple):
+    """The slot's process has started and waits for its first task."""
+
+    slot: int
+
+
+class SlotReports(NamedTuple):
+    """Tasks that the slot has ended, in order (see above for what a report looks like)."""
+
+    slot: int
+    reports: list[Any]
+
+
+class SegmentAsked(NamedTuple):
+    """The slot needs a segment for the value of this task."""
+
+    slot: int
+    sequence: int
+    nbytes: int
+
+
+class TookBack(NamedTuple):
+    """The records that were taken out of a slot's pipe, oldest first."""
+
+    slot: int
+    sequences: list[int]
+
+
+class SlotExited(NamedTuple):
+    """The slot's process has ended; one of `exit_code` and `signal` is -1. `last_lines`: the last that it wrote.
+
+    `unclaimed` are the records taken out of its pipe, oldest first, as in TookBack."""
+
+    slot: int
+    unclaimed: list[int]
+    exit_code: int
+    signal: int
+    last_lines: str
+    peak_memory_bytes: int
+
+
+class SegmentCreated(NamedTuple):
+    """The segment that `CreateSegment` asked for; if there were data, they are in it."""
+
+    request: int
+    path: str
+
+
+class SegmentFailed(NamedTuple):
+    """There is no room for that segment, neither in memory nor on disk."""
+
+    request: int
+    reason: str
+
+
+class ValueFetched(NamedTuple):
+    """A value from another agent: its bytes, or (`data` empty) in a segment that now belongs to the machine."""
+
+    address: str
+    row: int
+    attempt: int
+    nbytes: int
+    data: bytes
+    path: str
+
+
+class ValueNotFetched(NamedTuple):
+    """That agent has not got it, or cannot be reached, or the transfer failed."""
+
+    address: str
+    row: int
+    attempt: int
+    reason: str
+
+
+class Measured(NamedTuple):
+    """Figures for the next heartbeats, by name."""
+
+    figures: dict[str, Any]
+
+
+class DrainAsked(NamedTuple):
+    """Somebody wants this worker to end (SIGTERM): take nothing more, let running tasks end, then close."""
+
+
+class EndAsked(NamedTuple):
+    """… at once."""
+
+
+class Tick(NamedTuple):
+    """`next_wakeup` has come."""
+
+
+Event: TypeAlias = (
+    Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SegmentAsked | TookBack | SlotExited
+    | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched | Measured | DrainAsked | EndAsked | Tick
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- effects
+
+
+class ToScheduler(NamedTuple):
+    """Send this message to the scheduler."""
+
+    message: Any
+
+
+class ToPeer(NamedTuple):
+    """Send this message to a peer; nothing if it has gone."""
+
+    peer: int
+    message: Any
+
+
+class ServeSegment(NamedTuple):
+    """Send a value that lies in a segment: as Value if it is at most 1 MiB, else as ValueStream and the raw bytes.
+
+    It keeps its place among the `ToPeer` of the same peer. A segment that is removed once the transfer has begun is
+    still sent to its end."""
+
+    peer: int
+    request: int
+    row: int
+    attempt: int
+    nbytes: int
+    path: str
+
+
+class StartSlot(NamedTuple):
+    """Start a process for this slot; SlotReady or SlotExited follows."""
+
+    slot: int
+
+
+class DefineInSlot(NamedTuple):
+    """Hand a function's bytes to the slot; comes before the first tasks that name it."""
+
+    slot: int
+    function_id: bytes
+    name: str
+    blob: bytes
+
+
+class GiveTasks(NamedTuple):
+    """Put `tasks` records, `sequence` and up, into the slot's pipe, and hand it what the tasks need.
+
+    `arguments`, `offsets` and `blob` as in Grant, except that the offsets (if any) count from `offsets[0]`.
+    `input_starts` and `inputs` (packed 'I', empty without inputs) index `values`, whose items are a value's
+    bytes, or `[path, nbytes]`."""
+
+    slot: int
+    sequence: int
+    tasks: int
+    function_id: bytes
+    label: str
+    arguments: int
+    offsets: bytes
+    blob: bytes
+    input_starts: bytes
+    inputs: bytes
+    values: list[Any]
+
+
+class TakeBack(NamedTuple):
+    """Take all unclaimed records out of the slot's pipe; answered by TookBack."""
+
+    slot: int
+
+
+class Interrupt(NamedTuple):
+    """Raise inside the slot's task, if it still runs that sequence."""
+
+    slot: int
+    sequence: int
+
+
+class KillSlot(NamedTuple):
+    """End the slot's process and all that it started; SlotExited follows."""
+
+    slot: int
+
+
+class AnswerSegment(NamedTuple):
+    """The answer to SegmentAsked. An empty path: there is no room, for this reason."""
+
+    slot: int
+    sequence: int
+    path: str
+    reason: str
+
+
+class CreateSegment(NamedTuple):
+    """Reserve a segment; write `data` into it unless they are empty. Answered by SegmentCreated or SegmentFailed."""
+
+    request: int
+    nbytes: int
+    data: bytes
+
+
+class RemoveSegments(NamedTuple):
+    """These segments are needed no more."""
+
+    paths: list[str]
+
+
+class FetchFrom(NamedTuple):
+    """Ask that agent for values, flat `[row, attempt, nbytes, …]`; ValueFetched or ValueNotFetched answers each."""
+
+    address: str
+    values: list[int]
+
+
+class Say(NamedTuple):
+    """A line for the log: something that a person should look at."""
+
+    text: str
+
+
+class Close(NamedTuple):
+    """The worker has ended: send what is unsent, end the slots, remove the segments, exit with that status."""
+
+    reason: str
+    exit_status: int
+
+
+Effect: TypeAlias = (
+    ToScheduler | ToPeer | ServeSegment | StartSlot | DefineInSlot | GiveTasks | TakeBack | Interrupt | KillSlot
+    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | Say | Close
+)  # fmt: skip

@@ -1,0 +1,259 @@
+"""The agent's machine: `handle(now, event) -> effects`, driven by the daemon and by the simulator alike.
+
+It has four parts, each with its own reason to change: the `Ledger` (what is owed to the scheduler), the `Supply`
+(values held, fetched, pushed and served), the `ReadyQueue` (tasks that may start) and the `Workforce` (slots). This
+class reads the scheduler's messages and does what concerns several parts: recalls, stops, draining, the heartbeat.
+
+It does no I/O, reads no clock, and draws nothing at random. `events.py` says what a shell has to keep to.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, assert_never
+
+from cluster.wire import messages
+from cluster.worker import events
+from cluster.worker.events import Close, Effect, Event
+from cluster.worker.ledger import Ledger
+from cluster.worker.queue import ReadyQueue
+from cluster.worker.supply import Supply
+from cluster.worker.workforce import Workforce
+
+__all__ = ["Agent", "AgentIdentity"]
+
+_DRAINING_REQUEST: Final = -1  # the number of a Recalled that nobody asked for
+
+
+class AgentIdentity(NamedTuple):
+    """What an agent says of itself when it joins, and its two intervals."""
+
+    worker_id: bytes
+    name: str
+    address: str
+    slots: int
+    memory_limit_bytes: int
+    resources: dict[str, float]
+    versions: dict[str, str]
+    process_id: int
+    heartbeat_interval_seconds: float
+    drain_seconds: float
+
+
+class Agent:
+    """One worker's decisions."""
+
+    def __init__(self, identity: AgentIdentity) -> None:
+        self._identity = identity
+        self._ledger = Ledger()
+        self._queue = ReadyQueue()
+        self._last_request = 0
+        self.supply = Supply(self._ledger, self._queue, identity.address, self._new_request)
+        self.workforce = Workforce(identity.slots, self._ledger, self._queue, self.supply, self._new_request)
+        self._recalls: list[messages.Recall] = []
+        self._newest_recall = -1
+        self._figures: dict[str, Any] = {}
+        self._heartbeat_at: float | None = None
+        self._draining = False
+        self._drain_ends: float | None = None
+        self._ending = False
+        self.closed = False
+
+    def _new_request(self) -> int:
+        self._last_request += 1
+        return self._last_request
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether the scheduler has accepted this worker."""
+        return self._heartbeat_at is not None
+
+    @property
+    def unanswered_count(self) -> int:
+        """Granted tasks that were not answered for yet."""
+        return len(self._ledger)
+
+    @property
+    def next_wakeup(self) -> float | None:
+        """When a `Tick` is wanted at the latest."""
+        times = (self._heartbeat_at, self._ledger.flush_at, self._drain_ends, self.workforce.next_wakeup())
+        return None if self.closed else min((time for time in times if time is not None), default=None)
+
+    def handle(self, now: float, event: Event) -> list[Effect]:
+        """Take in one event; what is to be done, in order."""
+        effects = self._ledger.effects = []
+        if self.closed:
+            return effects
+        self._take(now, event)
+        if self._recalls and not self.workforce.taking_back:
+            self._answer_recalls()
+        if self._queue.count and not self._draining:
+            self.workforce.give_out(now)
+        self.supply.finish_event()
+        if self._draining:
+            self._drain(now)
+        return effects
+
+    def _take(self, now: float, event: Event) -> None:
+        workforce, supply = self.workforce, self.supply
+        match event:
+            case events.SlotReports(slot, reports):
+                workforce.reported(slot, reports, now)
+            case events.FromScheduler(message):
+                self._scheduler_says(now, message)
+            case events.Tick():
+                self._wake(now)
+            case events.TookBack(slot, sequences):
+                workforce.took_back(slot, sequences, now)
+            case events.FromPeer(peer, message):
+                if isinstance(message, messages.GetValues):
+                    supply.serve(peer, message)
+                else:
+                    supply.put(peer, message)
+            case events.ValuePut(peer, row, attempt, nbytes, path):
+                supply.arrived_in_segment(peer, row, attempt, nbytes, path)
+            case events.ValueFetched():
+                supply.fetched(*event)
+            case events.ValueNotFetched():
+                supply.not_fetched(*event)
+            case events.SegmentAsked(slot, sequence, nbytes):
+                workforce.segment_asked(slot, sequence, nbytes)
+            case events.SegmentCreated(request, path):
+                (supply if supply.awaits_segment(request) else workforce).segment_created(request, path)
+            case events.SegmentFailed(request, reason):
+                (supply if supply.awaits_segment(request) else workforce).segment_failed(request, reason)
+            case events.SlotReady(slot):
+                workforce.ready(slot)
+            case events.SlotExited():
+                workforce.exited(event, now)
+            case events.Measured(figures):
+                self._figures = figures
+            case events.Started():
+                self._join()
+            case events.DrainAsked():
+                self._start_draining(now)
+            case events.EndAsked():
+                self._close("it was told to end at once", 0)
+            case _:
+                assert_never(event)
+
+    # ------------------------------------------------------------------ the scheduler
+
+    def _join(self) -> None:
+        identity = self._identity
+        self._ledger.send(messages.WorkerJoin(*identity[:8]))
+        self.workforce.start_all()
+
+    def _scheduler_says(self, now: float, message: Any) -> None:
+        match message:
+            case messages.Grant():
+                assignment = self._ledger.open(message)
+                if assignment is not None:
+                    self.supply.bring(assignment)
+            case messages.DefineFunction(function_id, name, blob):
+                self.workforce.functions[function_id] = (name, blob)
+            case messages.Free(values):
+                self.supply.free(values)
+            case messages.Recall(request):
+                if request <= self._newest_recall:  # it came before
+                    self._ledger.send(messages.Recalled(self._ledger.epoch, request, []))
+                else:
+                    self._newest_recall = request
+                    self._recalls.append(message)
+                    if message.count > self._queue.count + self.supply.waiting_count:
+                        self.workforce.ask_all_back()
+            case messages.Stop(names):
+                self._stop(names)
+            case messages.Fetch(values):
+                self.supply.order(values)
+            case messages.WorkerWelcome(epoch):
+                self._ledger.epoch = epoch
+                if not self.welcomed:
+                    self._heartbeat_at = now
+                    self._wake(now)
+            case messages.ShutDown(reason):
+                self._close(f"the scheduler said so: {reason}", 0)
+            case messages.Heartbeat():
+                pass
+            case _:
+                self._close(f"the scheduler sent a {type(message).__name__}, which is not for workers", 1)
+
+    def _answer_recalls(self) -> None:
+        recalls, self._recalls = self._recalls, []
+        for recall in recalls:
+            self._bring_back(recall.request, recall.count)
+
+    def _bring_back(self, request: int, count: int) -> None:
+        """Answer a recall with the youngest of what no slot has claimed."""
+        names: list[int] = []
+        queue, supply = self._queue, self.supply
+        for _ in range(min(count, queue.count + supply.waiting_count)):
+            queued, waiting = queue.youngest(), supply.youngest_waiting()
+            if queued is None or (waiting is not None and waiting.attempt >= queued.attempt):
+                task = supply.take_youngest_waiting()
+            else:
+                task = queue.take_youngest()
+            names += self._ledger.brought_back(*task)
+        self._ledger.send(messages.Recalled(self._ledger.epoch, request, names))
+
+    def _stop(self, names: list[int]) -> None:
+        for position in range(0, len(names), 2):
+            attempt, row = names[position], names[position + 1]
+            assignment = self._ledger.find(attempt)
+            if assignment is None:
+                continue
+            task = assignment.index_of(row)
+            if task < 0:
+                continue
+            if self.supply.stop_waiting(assignment, task) or self._queue.remove(assignment, task):
+                self._ledger.failed(assignment, task, "cancelled", b"", {})
+            else:
+                self.workforce.stop(assignment, task)
+
+    # ------------------------------------------------------------------ time
+
+    def _wake(self, now: float) -> None:
+        ledger = self._ledger
+        if ledger.flush_at is not None and now >= ledger.flush_at:
+            ledger.flush()
+        self.workforce.wake(now)
+        if self._heartbeat_at is not None and now >= self._heartbeat_at:
+            self._heartbeat_at = now + self._identity.heartbeat_interval_seconds
+            values = self.supply.values
+            report = {
+                "slots_running": self.workforce.running_count,
+                "tasks_queued": self._queue.count,
+                "tasks_waiting": self.supply.waiting_count,
+                "values": len(values),
+                "small_bytes": values.small_bytes,
+                "segment_bytes": values.segment_bytes,
+                **self._figures,
+            }
+            ledger.send(messages.AgentHeartbeat(ledger.epoch, report))
+
+    # ------------------------------------------------------------------ the end
+
+    def _start_draining(self, now: float) -> None:
+        if self._draining:
+            return
+        self._draining = self.workforce.closing = True
+        self._drain_ends = now + self._identity.drain_seconds
+        self._ledger.send(messages.Draining(self._ledger.epoch))
+        self.workforce.ask_all_back()
+
+    def _drain(self, now: float) -> None:
+        if self.closed:
+            return
+        if self._queue.count + self.supply.waiting_count:
+            self._bring_back(_DRAINING_REQUEST, self._queue.count + self.supply.waiting_count)
+        self._ledger.flush()
+        if not self.workforce.running_count:
+            self._close("it has drained", 0)
+        elif self._drain_ends is not None and now >= self._drain_ends and not self._ending:
+            self._ending = True
+            self._drain_ends = None
+            self.workforce.end_running()
+
+    def _close(self, reason: str, exit_status: int) -> None:
+        self._ledger.flush()
+        self.closed = True
+        self._ledger.effects.append(Close(reason, exit_status))

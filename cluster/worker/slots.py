@@ -1,0 +1,126 @@
+"""One slot as the agent sees it: which tasks are in its pipe, which one it runs, how long that is going on.
+
+The slot's pipe is first in, first out, and only its tail is ever taken back, so the tasks that a slot has are a queue
+of pieces: the front one of the first piece is running (or about to be claimed), the others wait in the pipe.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from cluster.worker.queue import Assignment, Stretch
+
+__all__ = ["RunTimes", "Slot", "SlotState"]
+
+# As many reports as the median looks back on: one long task does not change it, a change of habit soon does.
+_REMEMBERED_RUNS: Final = 31
+
+
+class RunTimes:
+    """How long a function runs here: the median of its latest runs."""
+
+    def __init__(self) -> None:
+        self._latest: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
+        self._median = -1.0
+
+    def add(self, run_seconds: list[float]) -> None:
+        """Note the times of some runs."""
+        self._latest.extend(run_seconds)
+        self._median = -1.0
+
+    @property
+    def median_seconds(self) -> float:
+        """The usual time of one run."""
+        if self._median < 0.0:
+            latest = sorted(self._latest)
+            self._median = latest[len(latest) // 2]
+        return self._median
+
+
+class Piece:
+    """Consecutive sequences that are consecutive tasks of one assignment."""
+
+    __slots__ = ("assignment", "count", "index", "sequence")
+
+    def __init__(self, sequence: int, assignment: Assignment, index: int, count: int) -> None:
+        self.sequence = sequence
+        self.assignment = assignment
+        self.index = index
+        self.count = count
+
+
+class SlotState(Enum):
+    """Where a slot's process is in its life."""
+
+    ABSENT = "absent"  # none; perhaps to be started at `start_at`
+    STARTING = "starting"
+    READY = "ready"
+    ENDING = "ending"  # killed by us, its exit not told yet
+
+
+class Slot:
+    """A slot's process and the tasks that it has."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.state = SlotState.ABSENT
+        self.start_at: float | None = None
+        self.failed_starts = 0
+        self.next_sequence = 1
+        self.pieces: deque[Piece] = deque()
+        self.outstanding = 0  # tasks in the pieces
+        self.front_since = 0.0  # since when the front task has been the front one, so about when it was claimed
+        self.functions: set[bytes] = set()  # handed to this process
+        self.taking_back = False
+        self.stops: dict[int, str] = {}  # sequence -> "cancelled" or "timeout": to be ended, why
+        self.kill_at: float | None = None  # an interrupt was sent; when patience ends
+        self.segment = ""  # path of the segment that the running task was given
+        self.segment_request = 0  # … or the request for one that is under way
+
+    def give(self, assignment: Assignment, index: int, count: int, now: float) -> int:
+        """Note tasks as put into the pipe; the first one's sequence."""
+        sequence = self.next_sequence
+        if not self.outstanding:
+            self.front_since = now
+        self.next_sequence += count
+        self.outstanding += count
+        self.pieces.append(Piece(sequence, assignment, index, count))
+        return sequence
+
+    def end_front(self, now: float) -> tuple[Assignment, int]:
+        """The front task has ended; which one it was."""
+        piece = self.pieces[0]
+        assignment, index = piece.assignment, piece.index
+        piece.sequence += 1
+        piece.index += 1
+        piece.count -= 1
+        if not piece.count:
+            self.pieces.popleft()
+        self.outstanding -= 1
+        self.front_since = now
+        return assignment, index
+
+    def cut(self, first_sequence: int) -> list[tuple[int, Stretch]]:
+        """Take out all tasks from that sequence on, as (sequence, stretch), oldest first."""
+        taken: list[tuple[int, Stretch]] = []
+        while self.pieces and self.pieces[-1].sequence + self.pieces[-1].count > first_sequence:
+            piece = self.pieces[-1]
+            kept = max(0, first_sequence - piece.sequence)
+            taken.append(
+                (piece.sequence + kept, (piece.assignment, piece.index + kept, piece.count - kept))
+            )
+            self.outstanding -= piece.count - kept
+            piece.count = kept
+            if not kept:
+                self.pieces.pop()
+        taken.reverse()
+        return taken
+
+    def find(self, assignment: Assignment, index: int) -> int:
+        """The sequence of a task that this slot has, 0 if it has it not."""
+        for piece in self.pieces:
+            if piece.assignment is assignment and piece.index <= index < piece.index + piece.count:
+                return piece.sequence + index - piece.index
+        return 0

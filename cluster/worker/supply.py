@@ -1,0 +1,258 @@
+"""The values that tasks need and other processes ask for: what is here, what is on its way, who waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cluster.wire import messages
+from cluster.worker.events import CreateSegment, FetchFrom, RemoveSegments, ServeSegment, ToPeer
+from cluster.worker.fetching import Fetching, Want
+from cluster.worker.ledger import Ledger
+from cluster.worker.queue import Assignment, ReadyQueue
+from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
+
+__all__ = ["Supply"]
+
+_NOBODY = -1
+
+
+class Arrival(NamedTuple):
+    """A value that came as bytes and is too large to stay so: on its way into a segment."""
+
+    peer: int
+    row: int
+    attempt: int
+    nbytes: int
+
+
+class Waiting:
+    """A task that lacks inputs."""
+
+    __slots__ = ("assignment", "index", "missing")
+
+    def __init__(self, assignment: Assignment, index: int, missing: int) -> None:
+        self.assignment = assignment
+        self.index = index
+        self.missing = missing
+
+
+class Supply:
+    """The agent's values and the tasks that wait for some."""
+
+    def __init__(self, ledger: Ledger, queue: ReadyQueue, own_address: str, new_request: Callable[[], int]) -> None:
+        self._ledger = ledger
+        self._queue = queue
+        self._new_request = new_request
+        self.values = Values()
+        self._fetching = Fetching(own_address)
+        self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
+        self._arrivals: dict[int, Arrival] = {}
+        self._held: list[int] = []
+
+    @property
+    def waiting_count(self) -> int:
+        """Tasks that lack inputs."""
+        return len(self._waiting)
+
+    # ------------------------------------------------------------------ tasks
+
+    def bring(self, assignment: Assignment) -> None:
+        """Queue the tasks whose inputs are here, and get what the others lack."""
+        count = len(assignment.rows)
+        missing: dict[int, Want] = {}
+        held = self.values
+        for position, entry in enumerate(assignment.values):
+            if value_key(entry[1], entry[0]) not in held:
+                missing[position] = self._fetching.want(entry)
+        if not missing:
+            self._queue.append(assignment, 0, count)
+            return
+        for index in range(count):
+            lacking = [missing[need] for need in dict.fromkeys(assignment.needs(index)) if need in missing]
+            if not lacking:
+                self._queue.append(assignment, index, 1)
+                continue
+            self._waiting[assignment.attempt << 32 | index] = Waiting(assignment, index, len(lacking))
+            for want in lacking:
+                want.waiting.append((assignment, index))
+        for want in missing.values():
+            self._check_hopeless(want)
+
+    def youngest_waiting(self) -> Assignment | None:
+        """The assignment of the task that was granted last, of those that wait."""
+        if not self._waiting:
+            return None
+        return next(reversed(self._waiting.values())).assignment
+
+    def take_youngest_waiting(self) -> tuple[Assignment, int]:
+        """Stop waiting for that task's inputs; what is on its way still arrives."""
+        _, waiting = self._waiting.popitem()
+        return waiting.assignment, waiting.index
+
+    def stop_waiting(self, assignment: Assignment, index: int) -> bool:
+        """Take one task out; False if it is not among those that wait."""
+        return self._waiting.pop(assignment.attempt << 32 | index, None) is not None
+
+    # ------------------------------------------------------------------ values that come
+
+    def store_small(self, attempt: int, row: int, data: bytes) -> None:
+        """Hold the value of a run that has ended here."""
+        self.values.add_bytes(value_key(attempt, row), data)
+
+    def store_segment(self, attempt: int, row: int, segment: Segment) -> None:
+        """Hold the large value of a run that has ended here."""
+        self.values.add_segment(value_key(attempt, row), segment)
+
+    def put(self, peer: int, message: messages.PutValue) -> None:
+        """A peer pushes a value that came with its message."""
+        self._receive(peer, message.row, message.attempt, message.nbytes, message.data)
+
+    def arrived_in_segment(self, peer: int, row: int, attempt: int, nbytes: int, path: str) -> None:
+        """A large value has come, into a segment."""
+        key = value_key(attempt, row)
+        if key in self.values:
+            self._ledger.effects.append(RemoveSegments([path]))
+        else:
+            self.values.add_segment(key, Segment(path, nbytes))
+        self._now_held(peer, row, attempt, nbytes)
+
+    def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
+        """A value has come from another agent."""
+        key = value_key(attempt, row)
+        self._fetching.ended(address, key)
+        if self._fetching.find(key) is None:
+            # It came otherwise or was freed while it travelled: then nobody must be told of it.
+            if path:
+                self._ledger.effects.append(RemoveSegments([path]))
+        elif path:
+            self.arrived_in_segment(_NOBODY, row, attempt, nbytes, path)
+        else:
+            self._receive(_NOBODY, row, attempt, nbytes, data)
+
+    def not_fetched(self, address: str, row: int, attempt: int, reason: str) -> None:
+        """An agent did not give a value: try the next that has it, or answer for the tasks that need it."""
+        want = self._fetching.failed(address, value_key(attempt, row))
+        if want is not None:
+            self._give_up(want, address, reason)
+
+    def order(self, entries: list[Any]) -> None:
+        """Get copies that the scheduler wants here."""
+        for entry in entries:
+            row, attempt, nbytes, _ = entry
+            if value_key(attempt, row) in self.values:
+                self._held += (row, attempt, nbytes)
+                continue
+            want = self._fetching.want(entry)
+            want.ordered = True
+            self._check_hopeless(want)
+
+    def segment_created(self, request: int, path: str) -> None:
+        """The segment for a value that came as bytes is there, with the bytes in it."""
+        arrival = self._arrivals.pop(request)
+        self.arrived_in_segment(arrival.peer, arrival.row, arrival.attempt, arrival.nbytes, path)
+
+    def segment_failed(self, request: int, reason: str) -> None:
+        """There is no room for a value that came."""
+        arrival = self._arrivals.pop(request)
+        row, attempt = arrival.row, arrival.attempt
+        if arrival.peer != _NOBODY:
+            self._ledger.effects.append(ToPeer(arrival.peer, messages.PutDone(row, attempt, reason)))
+            return
+        want = self._fetching.forget(value_key(attempt, row))
+        if want is not None:
+            self._give_up(want, want.address, reason)
+
+    def awaits_segment(self, request: int) -> bool:
+        """Whether that request was made here."""
+        return request in self._arrivals
+
+    # ------------------------------------------------------------------ values that go
+
+    def serve(self, peer: int, message: messages.GetValues) -> None:
+        """Answer a peer that asks for values, in its order."""
+        request, names = message
+        effects = self._ledger.effects
+        for position in range(0, len(names), 2):
+            row, attempt = names[position], names[position + 1]
+            value = self.values.get(value_key(attempt, row))
+            if value is None:
+                effects.append(ToPeer(peer, messages.ValueMissing(request, row, attempt)))
+            elif isinstance(value, Segment):
+                effects.append(ServeSegment(peer, request, row, attempt, value.nbytes, value.path))
+            else:
+                effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
+
+    def free(self, names: list[int]) -> None:
+        """Forget values, flat `[attempt, first row, count, …]`."""
+        paths: list[str] = []
+        for position in range(0, len(names), 3):
+            attempt, first, count = names[position : position + 3]
+            paths += self.values.remove(attempt, first, count)
+            if len(self._fetching):
+                for row in range(first, first + count):
+                    want = self._fetching.forget(value_key(attempt, row))
+                    if want is not None:
+                        want.ordered = False
+                        self._give_up(want, want.address, "the scheduler freed it")
+        if paths:
+            self._ledger.effects.append(RemoveSegments(paths))
+
+    def finish_event(self) -> None:
+        """Say what has come and ask for what is missing; called once at the end of each event."""
+        if self._held:
+            self._ledger.send(messages.Held(self._ledger.epoch, self._held))
+            self._held = []
+        for address, values in self._fetching.requests():
+            self._ledger.effects.append(FetchFrom(address, values))
+
+    # ------------------------------------------------------------------ inside
+
+    def _receive(self, peer: int, row: int, attempt: int, nbytes: int, data: bytes) -> None:
+        key = value_key(attempt, row)
+        if key in self.values:
+            self._now_held(peer, row, attempt, nbytes)
+        elif len(data) <= SMALL_VALUE_BYTES:
+            self.values.add_bytes(key, data)
+            self._now_held(peer, row, attempt, nbytes)
+        else:
+            request = self._new_request()
+            self._arrivals[request] = Arrival(peer, row, attempt, nbytes)
+            self._ledger.effects.append(CreateSegment(request, nbytes, data))
+
+    def _now_held(self, peer: int, row: int, attempt: int, nbytes: int) -> None:
+        self._held += (row, attempt, nbytes)
+        if peer != _NOBODY:
+            self._ledger.effects.append(ToPeer(peer, messages.PutDone(row, attempt, "")))
+        want = self._fetching.forget(value_key(attempt, row))
+        if want is None:
+            return
+        for assignment, index in want.waiting:
+            waiting = self._waiting.get(assignment.attempt << 32 | index)
+            if waiting is not None:
+                waiting.missing -= 1
+                if not waiting.missing:
+                    del self._waiting[assignment.attempt << 32 | index]
+                    self._queue.append(assignment, index, 1)
+
+    def _check_hopeless(self, want: Want) -> None:
+        # Nobody is being asked though somebody had been named: the value was said to be nowhere else than here.
+        if not want.address and want.tried:
+            self._fetching.forget(value_key(want.attempt, want.row))
+            self._give_up(want, want.tried[-1], "it is not there")
+
+    def _give_up(self, want: Want, address: str, reason: str) -> None:
+        row, attempt = want.row, want.attempt
+        if want.ordered:
+            self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, address, reason))
+        for assignment, index in want.waiting:
+            if self.stop_waiting(assignment, index):
+                holder = address or "any agent"
+                details = {
+                    "message": f"an input of {want.nbytes} bytes could not be fetched from {holder}: {reason}",
+                    "row": row,
+                    "attempt": attempt,
+                    "address": address,
+                    "addresses": list(want.tried),
+                }
+                self._ledger.failed(assignment, index, "missing", b"", details)

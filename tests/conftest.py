@@ -1,0 +1,30 @@
+"""Every test has a directory of its own for secret and settings, and for what it puts into shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.surroundings import DIRECTORY, SHARED_MEMORY_DIRECTORY, Surroundings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings_of_the_run() -> Iterator[Surroundings]:
+    """What fixtures of a module or of the run see; never the directory of whoever runs the tests."""
+    surroundings = Surroundings()
+    with pytest.MonkeyPatch.context() as environment:
+        surroundings.enter(environment)
+        yield surroundings
+    left = surroundings.leave()
+    assert not left, f"left behind by the run: {left}"
+
+
+@pytest.fixture(autouse=True)
+def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own directory for secret and settings."""
+    directory = tmp_path / "settings"
+    monkeypatch.setenv(DIRECTORY, str(directory))
+    monkeypatch.setenv(SHARED_MEMORY_DIRECTORY, str(tmp_path))
+    return directory

@@ -1,0 +1,70 @@
+"""Clusters of real processes for the tests to share, and a check that each test leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.surroundings import Surroundings
+
+# (workers, slots of each): the usual one first.
+ONE_WORKER = (1, 2)
+TWO_WORKERS = (2, 1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `both_shapes` on one worker of two slots, and again on two workers of one slot."""
+    if "cluster_shape" in metafunc.fixturenames and metafunc.definition.get_closest_marker("both_shapes"):
+        names = ["one-worker", "two-workers"]
+        metafunc.parametrize("cluster_shape", [ONE_WORKER, TWO_WORKERS], ids=names, indirect=True, scope="module")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Surroundings]:
+    """The test's own directories; a process or a segment that outlives the test fails it."""
+    own = Surroundings()
+    own.enter(monkeypatch)
+    yield own
+    left = own.leave(sweep=request.node.get_closest_marker("kills_processes") is not None)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def own_directory(surroundings: Surroundings) -> Path:
+    """The test's own directory for secret and settings."""
+    return surroundings.directory
+
+
+@pytest.fixture(scope="module")
+def cluster_shape(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """How many workers, and how many slots each has; mark a test `both_shapes` to run it on either."""
+    shape: tuple[int, int] = getattr(request, "param", ONE_WORKER)
+    return shape
+
+
+@pytest.fixture(scope="module")
+def local_cluster(cluster_shape: tuple[int, int]) -> Iterator[Any]:
+    """A running cluster that a module's tests share; a test that harms one starts its own."""
+    from cluster import LocalCluster
+
+    workers, slots = cluster_shape
+    surroundings = Surroundings()
+    with pytest.MonkeyPatch.context() as environment:
+        surroundings.enter(environment)
+        cluster = LocalCluster(n_workers=workers, slots=slots)
+    with cluster:
+        yield cluster
+    left = surroundings.leave()
+    assert not left, f"left behind by the module's cluster: {left}"
+
+
+@pytest.fixture
+def client(local_cluster: Any) -> Iterator[Any]:
+    """A client of the module's cluster."""
+    from cluster import Client
+
+    with Client(local_cluster) as connected:
+        yield connected

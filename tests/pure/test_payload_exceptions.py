@@ -1,0 +1,264 @@
+"""A task's exception reaches its caller as its own class where it can, and readable where it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from cluster.errors import RemoteError, StoreFull, TaskDied
+from cluster.wire.exceptions import TEXT_LIMIT_BYTES, dump_exception, load_exception
+from cluster.wire.payload import loads
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def there_and_back(error: BaseException) -> BaseException:
+    return load_exception(*dump_exception(raised(error)))
+
+
+class NeedsTwo(Exception):
+    def __init__(self, code: int, place: str) -> None:
+        super().__init__(f"code {code} at {place}")
+        self.code = code
+        self.place = place
+
+
+class RewritesItsText(Exception):
+    def __init__(self, code: object) -> None:
+        super().__init__(f"failed with {code}")
+
+
+class HoldsALock(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class TextFails(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class NoAttributes(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("plain"),
+        KeyError("key"),
+        OSError(2, "No such file", "path"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        StopIteration(5),
+        NeedsTwo(3, "here"),
+        RewritesItsText(7),
+        TaskDied("died", signal=11, attempts=3, last_lines=("a", "b")),
+        StoreFull("full"),
+        ImportError("no module", name="missing"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_comes_back_as_its_own_class(error: BaseException) -> None:
+    back = there_and_back(error)
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert back.args == error.args
+    own = {name: value for name, value in vars(back).items() if name != "__notes__"}
+    assert own == {name: value for name, value in vars(error).items() if name != "__notes__"}
+
+
+def test_a_class_whose_init_needs_other_arguments_keeps_its_attributes() -> None:
+    back = there_and_back(NeedsTwo(3, "here"))
+    assert isinstance(back, NeedsTwo)
+    assert (back.code, back.place) == (3, "here")
+
+
+def test_a_class_that_exists_only_here_travels_by_value() -> None:
+    class Local(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one}+{two}")
+            self.one = one
+
+    back = there_and_back(Local(1, 2))
+    assert type(back).__name__ == "Local"
+    assert str(back) == "1+2"
+    assert back.one == 1  # type: ignore[attr-defined]
+
+
+def test_notes_and_the_remote_traceback_are_notes() -> None:
+    error = ValueError("x")
+    error.add_note("the user's own note")
+    back = there_and_back(error)
+    assert back.__notes__[0] == "the user's own note"
+    assert back.__notes__[1].startswith("Remote traceback:\nTraceback (most recent call last)")
+    assert "test_payload_exceptions.py" in back.__notes__[1]
+
+
+def test_what_an_exception_was_raised_from_comes_along() -> None:
+    try:
+        try:
+            try:
+                raise KeyError("deepest")
+            except KeyError:
+                raise NeedsTwo(1, "context")  # noqa: B904
+        except NeedsTwo as error:
+            raise ValueError("outer") from error
+    except ValueError as error:
+        data, details = dump_exception(error)
+    back = load_exception(data, details)
+    assert isinstance(back.__cause__, NeedsTwo)
+    assert isinstance(back.__cause__.__context__, KeyError)
+    assert details["cause"].endswith("NeedsTwo: code 1 at context")
+    for text in ("deepest", "direct cause", "During handling"):
+        assert text in details["traceback"]
+
+
+def test_a_cause_that_cannot_travel_is_there_by_its_text() -> None:
+    try:
+        try:
+            raise HoldsALock("inner")
+        except HoldsALock as error:
+            raise ValueError("outer") from error
+    except ValueError as error:
+        back = load_exception(*dump_exception(error))
+    assert type(back) is ValueError
+    assert isinstance(back.__cause__, RemoteError)
+    assert back.__cause__.text == "inner"
+    assert "inner" in back.__notes__[0]
+
+
+def test_exceptions_that_caused_each_other_end() -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__cause__, two.__cause__ = two, one
+    assert str(load_exception(*dump_exception(one))) == "one"
+
+
+def test_a_group_comes_back_with_its_members() -> None:
+    group = ExceptionGroup("several", [ValueError("a"), NeedsTwo(1, "b"), HoldsALock("c")])
+    back = there_and_back(ExceptionGroup("outer", [group]))
+    assert isinstance(back, ExceptionGroup)
+    assert isinstance(back.exceptions[0], ExceptionGroup)
+    one, two, three = back.exceptions[0].exceptions
+    assert isinstance(two, NeedsTwo)
+    assert [str(one), str(two)] == ["a", "code 1 at b"]
+    assert isinstance(three, RemoteError)
+    assert three.text == "c"
+
+
+@pytest.mark.parametrize("error", [HoldsALock("has a lock"), ValueError(b"x" * (2 << 20))], ids=["lock", "huge"])
+def test_what_cannot_travel_comes_back_readable(error: Exception) -> None:
+    data, details = dump_exception(raised(error))
+    assert data == b""
+    assert len(details["message"]) <= 8192
+    back = load_exception(data, details)
+    assert isinstance(back, RemoteError)
+    assert back.type_name.endswith(type(error).__name__)
+    assert type(error).__name__ in str(back)
+    assert "Traceback" in back.traceback_text
+    assert "Traceback" in back.__notes__[0]
+
+
+def test_an_exception_whose_text_fails_is_reported_all_the_same() -> None:
+    _, details = dump_exception(raised(TextFails()))
+    assert "ValueError" in details["message"]
+    assert "TextFails" in details["traceback"]
+
+
+def test_an_exception_that_takes_no_notes_comes_back_readable() -> None:
+    data, details = dump_exception(raised(NoAttributes("stubborn")))
+    back = load_exception(data, details)
+    assert isinstance(back, (NoAttributes, RemoteError))
+    assert "stubborn" in str(back)
+
+
+def test_a_class_that_is_missing_here_comes_back_readable(tmp_path: Any) -> None:
+    (tmp_path / "only_there.py").write_text("class Theirs(Exception):\n    pass\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import only_there\n"
+        "from cluster.wire.exceptions import dump_exception\n"
+        "try:\n    raise only_there.Theirs('from there')\n"
+        "except Exception as error:\n    data, details = dump_exception(error)\n"
+        "sys.stdout.write(repr((data, details)))\n"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True).stdout
+    data, details = eval(output)
+    assert data
+    back = load_exception(data, details)
+    assert isinstance(back, RemoteError)
+    assert back.type_name == "only_there.Theirs"
+    assert back.text == "from there"
+
+
+def test_bytes_that_are_no_exception_come_back_readable() -> None:
+    details = {"type": "ValueError", "message": "m", "traceback": "t"}
+    for data in (b"garbage", b"\x80\x05N.", b"\x80\x05]."):
+        assert isinstance(load_exception(data, details), RemoteError)
+
+
+class _Fails:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+def test_our_own_frames_are_left_out_and_the_users_come_first() -> None:
+    from cluster.wire.payload import dumps
+
+    data = dumps(_Fails()).to_bytes()
+    try:
+        loads(data)
+    except ValueError as error:
+        _, details = dump_exception(error)
+        _, unhidden = dump_exception(error, hide_frames_of=())
+    assert "payload.py" not in details["traceback"].replace("test_payload", "")
+    assert "cluster/wire/payload.py" in unhidden["traceback"]
+
+
+def test_a_stack_of_only_our_own_frames_is_shown() -> None:
+    namespace: dict[str, Any] = {"__name__": "cluster.inside"}
+    exec(compile("def fail():\n    raise ValueError('ours')\n", "cluster/inside.py", "exec"), namespace)
+    try:
+        namespace["fail"]()
+    except ValueError as error:
+        assert error.__traceback__ is not None
+        error = error.with_traceback(error.__traceback__.tb_next)
+        _, details = dump_exception(error)
+    assert "cluster/inside.py" in details["traceback"]
+
+
+def test_a_huge_text_is_bounded_and_keeps_both_ends() -> None:
+    _, details = dump_exception(raised(ValueError("begin" + "é" * 200_000 + "end")))
+    assert len(details["traceback"].encode()) <= TEXT_LIMIT_BYTES
+    assert "begin" in details["traceback"]
+    assert details["traceback"].endswith("end")
+
+
+def test_a_deep_recursion_is_short_text() -> None:
+    def deeper(level: int) -> int:
+        return deeper(level + 1)
+
+    try:
+        deeper(0)
+    except RecursionError as error:
+        data, details = dump_exception(error)
+    assert type(load_exception(data, details)) is RecursionError
+    assert "Previous line repeated" in details["traceback"]
+
+
+def test_a_surrogate_in_the_text_can_be_sent() -> None:
+    _, details = dump_exception(raised(ValueError("\udcff")))
+    details["message"].encode()
+    details["traceback"].encode()
