@@ -22,9 +22,7 @@ def measure_first_result(system: System, repetitions: int) -> Measurement:
     began = time.perf_counter()
     bare = [seconds_until_end("first_result()\n") for _ in range(repetitions)]
     whole = [seconds_until_end(system.first_result_program) for _ in range(repetitions)]
-    return Measurement(
-        repetitions, repetitions, time.perf_counter() - began, {"first result": min(whole) - min(bare)}
-    )
+    return Measurement(repetitions, repetitions, time.perf_counter() - began, {"first result": min(whole) - min(bare)})
 
 
 def measure_import(system: System, repetitions: int) -> Measurement:

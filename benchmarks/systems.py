@@ -121,7 +121,7 @@ class Cluster(System):
         return list(self.client.gather(level))
 
     def start_many(self, function: Callable[..., Any], items: Sequence[Any]) -> Sequence[Any]:
-        return self.client.map(function, items)  # type: ignore[no-any-return]
+        return self.client.map(function, items)
 
     def all_to_all(self, level: Any) -> Any:
         return self.client.map(self.total, [level] * len(level), range(len(level)))

@@ -39,9 +39,7 @@ CASES = (
         title="No-op `map` and `gather`",
         sizes=(10_000, 100_000, 1_000_000),
         ladder=(1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000),
-        figures=(
-            Figure("rate", "tasks a second", True, at_least=Goal(times_dask=100), aim=Goal(times_dask=500)),
-        ),
+        figures=(Figure("rate", "tasks a second", True, at_least=Goal(times_dask=100), aim=Goal(times_dask=500)),),
         measure=measure_map,
     ),
     Case(

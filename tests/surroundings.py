@@ -26,6 +26,8 @@ class Surroundings:
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="cluster-test-"))
+        self.temporary = self.directory / "tmp"
+        self.temporary.mkdir()
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.shared_memory = Path(tempfile.mkdtemp(prefix="cluster-test-", dir=memory))
 
@@ -33,6 +35,7 @@ class Surroundings:
         """Make this process, and those that it starts, use these directories."""
         environment.setenv(MARK, str(self.directory))
         environment.setenv(DIRECTORY, str(self.directory))
+        environment.setenv("TMPDIR", str(self.temporary))
         environment.setenv(SHARED_MEMORY_DIRECTORY, str(self.shared_memory))
 
     def processes(self) -> list[psutil.Process]:
@@ -48,10 +51,10 @@ class Surroundings:
         return found
 
     def segments(self) -> list[str]:
-        """The files that lie in shared memory."""
-        return sorted(
-            str(path.relative_to(self.shared_memory)) for path in self.shared_memory.rglob("*") if path.is_file()
-        )
+        """The values' files that lie in shared memory, or on disk because that was full."""
+        return [
+            str(path) for folder in (self.shared_memory, self.temporary) for path in folder.rglob("*") if path.is_file()
+        ]
 
     def leave(self, *, sweep: bool = False, patience_seconds: float = ENDING_SECONDS) -> list[str]:
         """Remove the directories and say what was left; `sweep`: after a sweep, as the next start would make one."""
@@ -62,7 +65,8 @@ class Surroundings:
         psutil.wait_procs(alive, timeout=ENDING_SECONDS)
         if sweep and self.segments():
             remove_dead_segments(self.shared_memory)
-        left += [f"shared memory: {name}" for name in self.segments()]
+            remove_dead_segments(self.temporary)
+        left += [f"file {path}" for path in self.segments()]
         shutil.rmtree(self.shared_memory, ignore_errors=True)
         shutil.rmtree(self.directory, ignore_errors=True)
         return left

@@ -24,7 +24,9 @@ _USAGE_STATUS = 2
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its status: 0 ended as asked, 1 the scheduler was lost, 2 it could not start."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    # A worker that belongs to a user's program writes into its output only what that user should know.
+    level = logging.INFO if options.parent_pipe < 0 else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, stream=sys.stderr)
     try:
         settings = config.load(directory=options.directory)
         secret = load_or_create_secret(settings.directory)

@@ -14,14 +14,15 @@ from typing import Any
 
 from cluster import config
 from cluster.client.driver import Driver
-from cluster.client.future import Future, FutureSequence, Holding, Origin
+from cluster.client.future import Future, FutureSequence, Holding, Origin, check_reference, numbers_of
+from cluster.client.inputs import Inputs
 from cluster.client.options import checked_options, worker_names
 from cluster.client.providers import LocalClusterLike, open_local_cluster
 from cluster.client.results import SKIPPED, Results
 from cluster.client.submission import Submission
 from cluster.client.values import AgentConnections, Pusher
 from cluster.errors import ClusterError, ConnectionLost
-from cluster.ids import new_id
+from cluster.ids import new_id, task_key
 from cluster.secret import load_or_create_secret
 from cluster.session import table as states
 from cluster.session.machine import Session
@@ -29,8 +30,8 @@ from cluster.session.table import Numbers
 from cluster.transport.blocking import BlockingConnection
 from cluster.version import __version__
 from cluster.wire import messages
-from cluster.wire.payload import dumps
 from cluster.wire.encoded import Reference
+from cluster.wire.payload import dumps
 
 __all__ = ["Client"]
 
@@ -47,9 +48,9 @@ _STATUS = {
 class Client:
     """Runs functions on a cluster.
 
-    `address` is a scheduler's ("tcp://host:port"), or a `LocalCluster`; without one it is the address in the settings, or
-    a local cluster that ends with the client. `name` is shown to people. `timeout` is how long, in seconds, to wait for the
-    connection. `directory` is where the secret is, if not in the usual place.
+    `address` is a scheduler's ("tcp://host:port"), or a `LocalCluster`; without one it is the address in the settings,
+    or a local cluster that ends with the client. `name` is shown to people. `timeout` is how long, in seconds, to wait
+    for the connection. `directory` is where the secret is, if not in the usual place.
 
     >>> from cluster import Client, LocalCluster
     >>> with LocalCluster(n_workers=1, slots=2) as cluster, Client(cluster) as client:
@@ -95,15 +96,15 @@ class Client:
             push=self._pusher.push,
             forget=self._forget_offered,
         )
-        self._submission = Submission(self.id, self._driver)
+        self._submission = Submission(self.id, self._driver, _settle)
         self._results = Results(self._driver, self._submission, self._connections, self._bind_future)
         self._drop = self._session.dropped.append
         self._origins: dict[str, Origin] = {}
         self._keyed: dict[str, weakref.ref[Future]] = {}
         self._callbacks: dict[int, list[tuple[Future, Callable[[Future], object]]]] = {}
         self._callback_watch: Any = None
-        self._session.join()
-        self._driver.wait_until(lambda: self._session.epoch is not None, timeout)
+        self._join(timeout)
+        _clients[self.id] = self
 
     # ------------------------------------------------------------------ work
 
@@ -124,13 +125,13 @@ class Client:
     ) -> Future:
         """Run `function(*args, **kwargs)` on the cluster and return its future at once.
 
-        Futures in the arguments, at any depth, make the task wait for them, and it receives their values. Small arguments are
-        taken at the call; one over 64 KiB must not be changed before the task has ended. `workers` are the names or
-        addresses of those that may run it (with `allow_other_workers`: that are preferred), `resources` what it takes
-        of a worker's, `retries` how often it is run again when it raises, and higher `priority` goes first. With a `key`,
-        or with `pure=True`, which makes one from the content of function and arguments, a future of the same task is
-        returned while there is one that has not failed. Keywords that a function shares with this method can be given
-        to it through `options()`.
+        Futures in the arguments, at any depth, make the task wait for them, and it receives their values. Small
+        arguments are taken at the call; one over 64 KiB must not be changed before the task has ended. `workers` are
+        the names or addresses of those that may run it (with `allow_other_workers`: that are preferred), `resources`
+        what it takes of a worker's, `retries` how often it is run again when it raises, and higher `priority` goes
+        first. With a `key`, or with `pure=True`, which makes one from the content of function and arguments, a future
+        of the same task is returned while there is one that has not failed. Keywords that a function shares with this
+        method can be given to it through `options()`.
 
         Raises SerializationError, which names the member to blame, if an argument cannot be pickled.
         """
@@ -161,11 +162,11 @@ class Client:
         allow_other_workers: bool = False,
         **kwargs: Any,
     ) -> FutureSequence:
-        """Run the function on each item (of several iterables: on each tuple of items, up to the shortest's end).
+        """Run the function on each item; of several iterables, on each tuple of items, up to the shortest's end.
 
-        Returns a sequence of futures when all arguments are packed; the first tasks run by then. An iterable may be such
-        a sequence itself, or a slice of one: `client.map(add, level[::2], level[1::2])`. Further keywords go to every
-        call; `key` is what the tasks' keys begin with, instead of the function's name.
+        Returns a sequence of futures when all arguments are packed; the first tasks run by then. An iterable may be
+        such a sequence itself, or a slice of one: `client.map(add, level[::2], level[1::2])`. Further keywords go to
+        every call; `key` is what the tasks' keys begin with, instead of the function's name.
         """
         options = checked_options(
             workers=workers,
@@ -203,10 +204,8 @@ class Client:
         )
         return WithOptions(self, options, label, key)
 
-    def scatter(
-        self, data: Any, *, workers: str | Iterable[str] | None = None, broadcast: bool = False
-    ) -> Any:
-        """Send values to workers before tasks need them, and return their futures: a list's as a list, a dict's as a dict.
+    def scatter(self, data: Any, *, workers: str | Iterable[str] | None = None, broadcast: bool = False) -> Any:
+        """Send values to workers before tasks need them; return their futures, a list's as a list, a dict's as a dict.
 
         Anything else is one value. They are spread over the workers, or with `broadcast` sent to each. The client keeps
         them as long as their futures, and they must not be changed in that time.
@@ -231,7 +230,11 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         if isinstance(futures, FutureSequence):
             values = self._results.values(self._own_numbers(futures), deadline, errors)
-            return values if errors == "raise" else [value for value in values if value is not SKIPPED]
+            return _without_skipped(values, errors)
+        if type(futures) is list and set(map(type, futures)) == {Future}:
+            flat = numbers_of(futures, self.id)
+            if flat is not None:
+                return _without_skipped(self._results.values(_as_range(flat), deadline, errors), errors)
         numbers: list[int] = []
         plan = self._plan(futures, numbers)
         return _fill(plan, iter(self._results.values(numbers, deadline, errors)))
@@ -244,14 +247,13 @@ class Client:
         """Run failed tasks again, and what failed only because of them."""
         self._change(futures, self._session.retry)
 
-    def who_has(self, futures: Any = None) -> dict[str, list[str]]:
+    def who_has(self, futures: Any) -> dict[str, list[str]]:
         """Which workers hold the values of futures: addresses by key."""
-        wanted = list(_each(futures)) if futures is not None else []
+        wanted = list(_each(futures))
         for future in wanted:
             self._check_own(future)
-        answer = self._query("who_has", [future.number for future in wanted])
-        found = dict(answer) if isinstance(answer, dict) else {entry[0]: entry[1] for entry in answer}
-        return {future.key: list(found.get(future.number, ())) for future in wanted}
+        holders = self._query("who_has", [future._wanted() for future in wanted])
+        return {future.key: addresses for future, addresses in zip(wanted, holders, strict=True)}
 
     def scheduler_info(self) -> dict[str, Any]:
         """A snapshot of the scheduler and its workers, as plain values."""
@@ -290,6 +292,16 @@ class Client:
         return f"<Client {self.name} of {self.scheduler_address}, {self.status}>"
 
     # ------------------------------------------------------------------ inside
+
+    def _join(self, timeout: float) -> None:
+        self._session.join()
+        welcomed = self._driver.wait_until(lambda: self._session.epoch is not None, timeout)
+        if not welcomed or self._session.lost is not None:
+            reason = (
+                self._session.lost or f"the scheduler at {self.scheduler_address} did not answer in {timeout} seconds"
+            )
+            self.close()
+            raise ConnectionLost(reason)
 
     def _origin(self, label: str) -> Origin:
         origin = self._origins.get(label)
@@ -336,17 +348,15 @@ class Client:
     ) -> FutureSequence:
         if not iterables:
             raise TypeError("map needs at least one iterable beside the function")
-        runs, call, batch = self._submission.map(function, iterables, kwargs, label, options)
+        runs, call = self._submission.map(function, iterables, kwargs, label, options)
         numbers: Numbers = range(0)
         if len(runs) == 1:
             numbers = runs[0]
         elif runs:
             numbers = array("q", (number for run in runs for number in run))
-        return FutureSequence(self, numbers, Origin(call.label, batch), Holding(runs, self._drop))
+        return FutureSequence(self, numbers, call.label, Holding(runs, call.label, self._drop))
 
-    def _scatter(
-        self, values: list[Any], workers: str | Iterable[str] | None, broadcast: bool
-    ) -> list[Future]:
+    def _scatter(self, values: list[Any], workers: str | Iterable[str] | None, broadcast: bool) -> list[Future]:
         names = worker_names(workers)
         self._driver.check()
         if not values:
@@ -355,8 +365,9 @@ class Client:
         for value in values:
             encoded = dumps(value, name="data")
             sizes.append(encoded.nbytes)
-            contains.append([[reference[0], reference[1]] for reference in encoded.futures])
-        with self._driver.lock:
+            contains.append([[reference[0], check_reference(reference[1])] for reference in encoded.futures])
+            Inputs(self._submission).settle(encoded.futures)
+        with self._driver.guard():
             first = self._submission.offer(values, sizes, contains, "broadcast" if broadcast else "spread", names)
         self._driver.send()
         origin = self._origin("scatter")
@@ -364,25 +375,26 @@ class Client:
 
     def _future(self, number: int, origin: Origin) -> Future:
         """One more Future of a number that a sequence holds."""
-        with self._driver.lock:
+        with self._driver.guard():
             self._session.refer(number)
         return Future(self, number, origin, self._drop)
 
     def _bind_future(self, reference: Reference) -> Future:
         """A future that came inside a value."""
         client_id, number = reference[0], reference[1]
-        key = reference[2] if len(reference) > 2 else None
-        with self._driver.lock:
+        label, batch, key = reference[2:] if len(reference) == 5 else ("future", -1, None)
+        key = key or task_key(label, client_id, batch, number)
+        with self._driver.guard():
             if client_id != self.id or not self._session.refer(number):
                 number = self._session.alias([(client_id, number)])
         self._driver.send()
-        return Future(self, number, Origin("future", -1, key), self._drop)
+        return Future(self, number, Origin(label, batch, key), self._drop)
 
     def _status(self, number: int) -> str:
         session = self._session
         state = session.state(number)
         if state == states.FAILED:
-            with self._driver.lock:
+            with self._driver.guard():
                 failure = session.failures.get(number)
             return "cancelled" if failure is not None and failure.kind == "cancelled" else "error"
         if state == states.PENDING and session.lost is not None:
@@ -399,7 +411,7 @@ class Client:
         return self._results.traceback(number, timeout)
 
     def _add_done_callback(self, future: Future, function: Callable[[Future], object]) -> None:
-        with self._driver.lock:
+        with self._driver.guard():
             if self._callback_watch is None:
                 self._callback_watch = self._session.watch(set())
                 self._driver.on_change = self._run_callbacks
@@ -420,7 +432,7 @@ class Client:
         wanted = list(_each(futures))
         for future in wanted:
             self._check_own(future)
-        with self._driver.lock:
+        with self._driver.guard():
             change(sorted({future._wanted() for future in wanted}))
             self._driver.on_change()
             self._driver.wake_ready()
@@ -429,10 +441,10 @@ class Client:
     def _query(self, what: str, detail: Any) -> Any:
         session = self._session
         self._driver.check()
-        with self._driver.lock:
+        with self._driver.guard():
             request = session.query(what, detail)
         self._driver.wait_until(lambda: request in session.answers)
-        with self._driver.lock:
+        with self._driver.guard():
             answer = session.answers.pop(request, None)
         if not isinstance(answer, messages.Answer):
             raise ConnectionLost(session.lost or "the connection has ended")
@@ -476,9 +488,20 @@ class Client:
         self._submission.forget(numbers)
 
     def _pushed(self, number: int, address: str, error: str) -> None:
-        with self._driver.lock:
+        with self._driver.guard():
             self._session.pushed(number, address, error)
         self._driver.send()
+
+
+_clients: weakref.WeakValueDictionary[bytes, Client] = weakref.WeakValueDictionary()
+
+
+def _settle(client_id: bytes) -> None:
+    """If this process has that client, wait until the scheduler has got all that it sent: a future of it is named to
+    the scheduler by another client, on another connection."""
+    client = _clients.get(client_id)
+    if client is not None and client.status == "running":
+        client._query("ping", None)
 
 
 class WithOptions:
@@ -523,6 +546,16 @@ def _each(futures: Any) -> Iterator[Any]:
         yield from futures
     else:
         yield futures
+
+
+def _as_range(numbers: list[int]) -> Sequence[int]:
+    """Numbers that follow one another as a range, which is faster to look up."""
+    together = range(numbers[0], numbers[0] + len(numbers))
+    return together if numbers[-1] == together[-1] and numbers == list(together) else numbers
+
+
+def _without_skipped(values: list[Any], errors: str) -> list[Any]:
+    return values if errors == "raise" else [value for value in values if value is not SKIPPED]
 
 
 def _fill(plan: Any, values: Iterator[Any]) -> Any:

@@ -1,10 +1,10 @@
 """Leader and follower: whoever waits drives the socket; a background thread does when nobody waits.
 
 Waking a thread costs more than a whole round trip through the scheduler should, so a caller that waits becomes the
-*leader*: it polls and reads the socket itself, hands what came to the session, and wakes the others that now have what they
-wait for. Further callers that wait meanwhile are *followers*; one of them takes over when the leader goes. The background
-thread reads when there is no leader, and parks for 20 ms after each, so that a loop of round trips never meets it. It
-also sends what was gathered and not sent, and calls the users' callbacks.
+*leader*: it polls and reads the socket itself, hands what came to the session, and wakes the others that now have what
+they wait for. Further callers that wait meanwhile are *followers*; one of them takes over when the leader goes. The
+background thread reads when there is no leader, and parks for 20 ms after each, so that a loop of round trips never
+meets it. It also sends what was gathered and not sent, and calls the users' callbacks.
 
 Locks, in the order in which they may be taken together:
     `_sending`      who holds it writes to the socket, in the order of `_unsent`
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from cluster.client.interrupts import Shield
+from cluster.client.interrupts import Guard, Shield
 from cluster.errors import ClusterError, ConnectionLost
 from cluster.session.machine import DropOffered, PushValue, Session
 from cluster.transport.blocking import BlockingConnection
@@ -41,12 +41,13 @@ _log = logging.getLogger("cluster.client")
 
 
 class _Waiter:
-    __slots__ = ("done", "leads", "ready", "signal")
+    __slots__ = ("done", "leads", "ready", "signal", "thread")
 
     def __init__(self, ready: Callable[[], bool]) -> None:
         self.ready = ready
         self.done = False
         self.leads = False
+        self.thread = threading.get_ident()
         self.signal: SimpleQueue[None] = SimpleQueue()
 
 
@@ -73,6 +74,7 @@ class Driver:
         self._leading = threading.Lock()
         self._waiters: list[_Waiter] = []
         self._unsent: deque[bytes] = deque()
+        self._forgotten: deque[Sequence[int]] = deque()
         self._callbacks: SimpleQueue[tuple[Callable[[Any], object], object]] = SimpleQueue()
         self._wake_leader = _Wake()
         self._wake_background = _Wake()
@@ -80,14 +82,21 @@ class Driver:
         self._leader_poll.register(connection.fileno(), select.POLLIN)
         self._leader_poll.register(self._wake_leader.fileno(), select.POLLIN)
         self._led_at = float("-inf")
-        self._background_rests = False
+        self._lead_began_at = float("-inf")
+        self._background_rests = False  # so long that what is gathered must wake it
+        self._background_gave_way = False  # to a leader, for so long that its end must wake it
         self._background_reads = False
+        self._gathered_before = 0
         self._closing = False
         self.on_change: Callable[[], None] = lambda: None
         """Called under the lock whenever messages were taken in."""
         self._thread = threading.Thread(target=self._background, name="cluster-client", daemon=True)
         _drivers.add(self)
         self._thread.start()
+
+    def guard(self) -> Guard:
+        """What to be in while the session is changed: it holds the lock, and Ctrl-C back."""
+        return Guard(self.lock)
 
     # ------------------------------------------------------------------ sending
 
@@ -117,12 +126,16 @@ class Driver:
         while self._unsent:
             with self._sending:
                 self._write()
+        while self._forgotten:
+            # Not under the lock: letting a large object go takes long, and may run a finalizer of the user's.
+            self._forget(self._forgotten.popleft())
 
     def arm(self) -> None:
-        """Something was gathered and not sent: see to it that it leaves soon. Call it under the lock."""
+        """Something was gathered and not sent: see to it that it leaves soon."""
         if self._background_rests:
-            self._background_rests = False
-            self._wake_background.set()
+            with self.lock:
+                self._background_rests = False
+                self._wake_background.set()
 
     def _collect(self) -> None:
         session = self.session
@@ -132,7 +145,7 @@ class Driver:
             if isinstance(effect, PushValue):
                 self._push(effect)
             elif isinstance(effect, DropOffered):
-                self._forget(effect.numbers)
+                self._forgotten.append(effect.numbers)
 
     def _write(self) -> None:
         unsent = self._unsent
@@ -167,7 +180,7 @@ class Driver:
             self.lose(str(error))
         finally:
             self._reading.release()
-        if self._unsent:
+        if self._unsent or self._forgotten:
             self._send()
 
     def _take_in(self, found: list[Any]) -> None:
@@ -186,7 +199,7 @@ class Driver:
             if not waiter.done and (lost or waiter.ready()):
                 waiter.done = True
                 waiter.signal.put(None)
-                if waiter.leads:
+                if waiter.leads and waiter.thread != threading.get_ident():
                     self._wake_leader.set()
 
     def lose(self, reason: str) -> None:
@@ -202,7 +215,7 @@ class Driver:
     # ------------------------------------------------------------------ waiting
 
     def wait_until(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `ready()`, asked under the lock, is true (or the connection has ended); False after the timeout."""
+        """Wait until `ready()`, asked under the lock, is true, or the connection has ended; False after the timeout."""
         with Shield() as shield:
             self._flush()
             with self.lock:
@@ -237,6 +250,7 @@ class Driver:
 
     def _lead(self, waiter: _Waiter, deadline: float | None, shield: Shield) -> None:
         waiter.leads = True
+        self._lead_began_at = time.monotonic()
         if self._background_reads:
             self._wake_background.set()
         poll = self._leader_poll.poll
@@ -261,7 +275,7 @@ class Driver:
                 if other is not waiter and not other.done:
                     other.signal.put(None)  # it tries to lead
                     return
-        if self._background_rests:
+        if self._background_gave_way:
             self._wake_background.set()
 
     # ------------------------------------------------------------------ the background thread
@@ -283,35 +297,37 @@ class Driver:
             led = self._leading.locked()
             parked = led or now - self._led_at < PARKED_SECONDS or self.session.lost is not None
             with self.lock:
-                timeout = self._background_timeout(led, parked)
+                timeout = self._background_timeout(now, led, parked)
                 self._background_reads = not parked
             for descriptor, _ in (parking if parked else reading).poll(timeout * 1000):
                 if descriptor == wake_descriptor:
                     self._wake_background.clear()
                 elif not self._leading.locked():
                     self._receive()
-            self._background_rests = self._background_reads = False
+            self._background_rests = self._background_gave_way = self._background_reads = False
             self._run_callbacks()
             self._send_late()
 
-    def _background_timeout(self, led: bool, parked: bool) -> float:
-        """How long to rest at most; a longer rest is noted, so that `arm` and leaders end it."""
-        if self.session.has_open_part:
+    def _background_timeout(self, now: float, led: bool, parked: bool) -> float:
+        """How long to rest at most; who has to end a longer rest is noted."""
+        if self.session.gathered:
             return LATE_FLUSH_SECONDS
-        if parked and not led and self.session.lost is None:
-            return PARKED_SECONDS
         self._background_rests = True
-        return self._heartbeat_interval_seconds
+        self._background_gave_way = led and now - self._lead_began_at >= PARKED_SECONDS
+        briefly = parked and not self._background_gave_way and self.session.lost is None
+        return PARKED_SECONDS if briefly else self._heartbeat_interval_seconds
 
     def _send_late(self) -> None:
         session = self.session
-        now = time.monotonic()
         if session.lost is not None:
             return
         with self.lock:
-            if now - session.sent_at >= LATE_FLUSH_SECONDS and (session.has_open_part or session.dropped):
+            now = time.monotonic()
+            # A caller that goes on submitting sends by itself, and better: this is for the last ones.
+            gathered, self._gathered_before = self._gathered_before, session.gathered
+            if now - session.sent_at >= LATE_FLUSH_SECONDS and gathered == session.gathered:
                 session.flush()
-            elif now - session.sent_at >= self._heartbeat_interval_seconds:
+            if now - session.sent_at >= self._heartbeat_interval_seconds:
                 self._unsent.append(frames.encode(messages.Heartbeat()))
                 session.sent_at = now
         self.send()

@@ -1,12 +1,12 @@
 """Functions to their pickled bytes, pickled anew unless nothing that the bytes hold can have changed.
 
-Pickling a function by value takes 50 to 100 µs, a hundred times what the rest of a submit takes, so the bytes of the last
+Pickling a function by value takes 50 to 100 µs, ten times what the rest of a submit takes, so the bytes of the last
 functions are kept. A change must never be missed, so a function's bytes are used again only if
 
 - it is importable by name (its bytes are only the name), or
-- it is a plain function, the very same code, defaults and closure cells as before, and everything that those and the
-  globals named in its code hold is the very same object as before, and immutable: a number, a text, a module, or a
-  function or class that is importable by name or passes the same test.
+- it is a plain function with the very same code and defaults as before, and everything that its closure and the globals
+  named in its code hold is the very same object as before, and immutable: a number, a text, a module, or a function or
+  class that is importable by name or passes the same test.
 
 Anything else (a method, a partial, a function that names a list or an object of one's own) is pickled at each call.
 """
@@ -34,7 +34,7 @@ WARNING_BYTES = 10_000_000
 ERROR_BYTES = 1_000_000_000
 KEPT_FUNCTIONS = 256
 
-_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, type(...))
+_IMMUTABLE = (int, float, complex, str, bytes, bool, type(None), type(...))
 _ABSENT = object()
 
 
@@ -136,52 +136,77 @@ def _test_of_change(function: Callable[..., Any]) -> Callable[[], bool] | None:
     """A cheap test of whether the function's bytes would still be the same; None if it cannot be told."""
     if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type) and _importable(function):
         return lambda: True
-    found: dict[int, types.FunctionType] = {}
+    found: dict[int, _Snapshot] = {}
     if not isinstance(function, types.FunctionType) or not all(_collect(function, found)):
         return None
-    snapshot = [part for each in found.values() for part in _parts(each)]
-
-    def unchanged() -> bool:
-        position = 0
-        for each in found.values():
-            for part in _parts(each):
-                if part is not snapshot[position]:
-                    return False
-                position += 1
-        return True
-
-    return unchanged
+    snapshots = list(found.values())
+    if len(snapshots) == 1:
+        return snapshots[0].holds
+    return lambda: all(snapshot.holds() for snapshot in snapshots)
 
 
-def _collect(function: types.FunctionType, found: dict[int, types.FunctionType]) -> Iterator[bool]:
+class _Snapshot:
+    """Everything that a plain function's bytes depend on, as it was."""
+
+    __slots__ = ("cells", "code", "defaults", "function", "globals", "keyword_defaults", "namespace")
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+        self.code = function.__code__
+        self.defaults = function.__defaults__
+        self.keyword_defaults = function.__kwdefaults__
+        self.cells = [(cell, _content(cell)) for cell in function.__closure__ or ()]
+        self.namespace = function.__globals__
+        self.globals = [(name, self.namespace.get(name, _ABSENT)) for name in _names_in(self.code)]
+
+    def holds(self) -> bool:
+        """Whether everything is the very same object still."""
+        function = self.function
+        if (
+            function.__code__ is not self.code
+            or function.__defaults__ is not self.defaults
+            or function.__kwdefaults__ is not self.keyword_defaults
+            or function.__dict__
+        ):
+            return False
+        for cell, content in self.cells:
+            if _content(cell) is not content:
+                return False
+        namespace = self.namespace
+        return all(namespace.get(name, _ABSENT) is value for name, value in self.globals) if self.globals else True
+
+    def parts(self) -> Iterator[Any]:
+        """The objects that must not change."""
+        yield self.defaults
+        yield self.keyword_defaults
+        for _, part in (*self.cells, *self.globals):
+            yield part
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _ABSENT
+
+
+def _collect(function: types.FunctionType, found: dict[int, _Snapshot]) -> Iterator[bool]:
     """Gather the function and the plain functions it refers to; yields False where something may change unnoticed."""
     if id(function) in found:
         return
-    found[id(function)] = function
+    snapshot = found[id(function)] = _Snapshot(function)
     yield not function.__dict__
-    for part in _parts(function):
-        if part is _ABSENT or type(part) in _IMMUTABLE or isinstance(part, types.CodeType):
-            continue
-        if isinstance(part, types.FunctionType | types.BuiltinFunctionType | type) and _importable(part):
-            continue
-        if type(part) is tuple and all(type(item) in _IMMUTABLE for item in part):
-            continue
-        if isinstance(part, types.FunctionType):
+    for part in snapshot.parts():
+        if isinstance(part, types.ModuleType):
+            yield sys.modules.get(part.__name__) is part
+        elif isinstance(part, types.FunctionType) and not _importable(part):
             yield from _collect(part, found)
         else:
-            yield False
+            yield _cannot_change(part)
 
 
-def _parts(function: types.FunctionType) -> Iterator[Any]:
-    """Everything that a function's bytes depend on."""
-    yield function.__code__
-    yield function.__defaults__
-    yield function.__kwdefaults__
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:
-            yield _ABSENT
-    namespace = function.__globals__
-    for name in _names_in(function.__code__):
-        yield namespace.get(name, _ABSENT)
+def _cannot_change(part: Any) -> bool:
+    if isinstance(part, types.FunctionType | types.BuiltinFunctionType | type):
+        return _importable(part)
+    items = part if type(part) is tuple else (part,)
+    return part is _ABSENT or all(type(item) in _IMMUTABLE for item in items)

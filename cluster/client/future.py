@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from cluster.errors import ClusterError
@@ -30,9 +31,9 @@ class Future:
     """The result of one task, which may still be running.
 
     The task is wanted as long as a Future of it exists in this client: dropping the last one cancels what has not run,
-    and frees the value. Futures of the same task are equal. A future may be an argument of another task, at any depth: that
-    task then waits for it and receives its value. Inside a value it travels as a future, and is bound to the client that
-    loads it.
+    and frees the value. Futures of the same task are equal. A future may be an argument of another task, at any depth:
+    that task then waits for it and receives its value. Inside a value it travels as a future, and is bound to the
+    client that loads it.
     """
 
     __slots__ = ("__weakref__", "_client", "_drop", "_origin", "number")
@@ -79,11 +80,11 @@ class Future:
         return self._client._exception(self._wanted(), timeout)
 
     def traceback(self, timeout: float | None = None) -> str | None:
-        """Wait for the end of the task and return its traceback as text, the user's frames only; None if it succeeded."""
+        """Wait for the end of the task; return its traceback as text, the user's frames only, None if it succeeded."""
         return self._client._traceback(self._wanted(), timeout)
 
     def add_done_callback(self, function: Callable[[Future], object]) -> None:
-        """Call `function(future)` when the task has ended, in the client's background thread; soon if it has already."""
+        """Call `function(future)` when the task has ended, at once if it has; in the client's background thread."""
         self._client._add_done_callback(self, function)
 
     def cancel(self) -> bool:
@@ -102,11 +103,10 @@ class Future:
             self._drop(number)
 
     def _wanted(self) -> int:
-        if self.number < 0:
-            raise ClusterError("this future was released; keep it until its value has been used")
-        return self.number
+        return check_reference(self.number)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._wanted()
         return future_from, _reference(self)
 
     def __eq__(self, other: object) -> bool:
@@ -122,20 +122,30 @@ class Future:
 class Holding:
     """Keeps numbers wanted for the sequences that look at them; they are released when the last one is gone."""
 
-    __slots__ = ("__weakref__", "_drop", "_runs")
+    __slots__ = ("__weakref__", "_drop", "_origins", "_runs")
 
-    def __init__(self, runs: list[range], drop: Callable[[range], None]) -> None:
+    def __init__(self, runs: list[range], label: str, drop: Callable[[range], None]) -> None:
         self._runs = runs
+        self._origins = [Origin(label, run.start) for run in runs]
         self._drop = drop
 
     def __del__(self) -> None:
         self.release()
+
+    def origin_of(self, number: int) -> Origin:
+        """What the key of one of the numbers is made of: each run is a batch."""
+        at = bisect_right(self._runs, number, key=_start) - 1 if len(self._runs) > 1 else 0
+        return self._origins[at]
 
     def release(self) -> None:
         """Give the numbers up now."""
         runs, self._runs = self._runs, []
         for run in runs:
             self._drop(run)
+
+
+def _start(run: range) -> int:
+    return run.start
 
 
 class FutureSequence(Sequence[Future]):
@@ -145,12 +155,12 @@ class FutureSequence(Sequence[Future]):
     sequence is gone too. Passed inside an argument it becomes the list of the values.
     """
 
-    __slots__ = ("__weakref__", "_client", "_holding", "_numbers", "_origin")
+    __slots__ = ("__weakref__", "_client", "_holding", "_label", "_numbers")
 
-    def __init__(self, client: Client, numbers: Numbers, origin: Origin, holding: Holding) -> None:
+    def __init__(self, client: Client, numbers: Numbers, label: str, holding: Holding) -> None:
         self._client = client
         self._numbers = numbers
-        self._origin = origin
+        self._label = label
         self._holding: Holding | None = holding
 
     def __len__(self) -> int:
@@ -163,17 +173,16 @@ class FutureSequence(Sequence[Future]):
     def __getitem__(self, index: int | slice) -> Future | FutureSequence:
         holding = self._held()
         if isinstance(index, slice):
-            return FutureSequence(self._client, self._numbers[index], self._origin, holding)
+            return FutureSequence(self._client, self._numbers[index], self._label, holding)
         try:
             number: int = self._numbers[operator.index(index)]
         except IndexError:
             raise IndexError(f"no future {index} in a sequence of {len(self)}") from None
-        return self._client._future(number, self._origin)
+        return self.future_of(number)
 
     def __iter__(self) -> Iterator[Future]:
         self._held()
-        for number in self._numbers:
-            yield self._client._future(number, self._origin)
+        return map(self.future_of, self._numbers)
 
     def __contains__(self, future: object) -> bool:
         return isinstance(future, Future) and future._client is self._client and future.number in self._numbers
@@ -182,14 +191,24 @@ class FutureSequence(Sequence[Future]):
         return iter(self[::-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._held()
         return futures_from, (_references(self),)
 
     def __repr__(self) -> str:
-        return f"<FutureSequence of {len(self)} {self._origin.label}>"
+        return f"<FutureSequence of {len(self)} {self._label}>"
 
     def release(self) -> None:
         """Give up this sequence's hold on its tasks; it cannot be used any more."""
         self._holding = None
+
+    def future_of(self, number: int) -> Future:
+        """A Future of one of the numbers."""
+        return self._client._future(number, self._held().origin_of(number))
+
+    @property
+    def client_id(self) -> bytes:
+        """The id of the client whose tasks these are."""
+        return self._client.id
 
     def numbers(self) -> Numbers:
         """The tasks' numbers in this client."""
@@ -202,14 +221,35 @@ class FutureSequence(Sequence[Future]):
         return self._holding
 
 
-def _reference(future: Future) -> tuple[bytes, int, str]:
-    return future._client.id, future._wanted(), future.key
+def check_reference(number: int) -> int:
+    """Raise ClusterError for what a released future is referred to by."""
+    if number < 0:
+        raise ClusterError("this future was released; keep it until its value has been used")
+    return number
+
+
+# What cannot be pickled is searched for what is to blame in it; so these never raise, and whoever uses them checks.
+
+
+def _reference(future: Future) -> tuple[Any, ...]:
+    return future._client.id, future.number, *future._origin
 
 
 def _references(sequence: FutureSequence) -> list[tuple[bytes, int]]:
-    sequence._held()
     client_id = sequence._client.id
+    if sequence._holding is None:
+        return [(client_id, -1)]
     return [(client_id, number) for number in sequence._numbers]
+
+
+def numbers_of(futures: Iterable[Future], client_id: bytes) -> list[int] | None:
+    """The numbers of futures, None if one is of another client; raises ClusterError if one was released."""
+    numbers = []
+    for future in futures:
+        if future._client.id != client_id:
+            return None
+        numbers.append(check_reference(future.number))
+    return numbers
 
 
 def packed_numbers(numbers: Numbers) -> array[int]:

@@ -30,7 +30,9 @@ def checked_options(
     if priority:
         options["priority"] = _whole("priority", priority)
     if resources:
-        options["resources"] = {str(name): _positive(f"resources[{name!r}]", amount) for name, amount in resources.items()}
+        options["resources"] = {
+            str(name): _positive(f"resources[{name!r}]", amount) for name, amount in resources.items()
+        }
     if retries:
         options["retries"] = _whole("retries", retries)
         if retries < 0:

@@ -22,10 +22,10 @@ from cluster.errors import (
 )
 from cluster.session import table as states
 from cluster.session.machine import Failure
+from cluster.wire.encoded import Reference
 from cluster.wire.exceptions import load_exception
 from cluster.wire.messages import Located
 from cluster.wire.payload import loads
-from cluster.wire.encoded import Reference
 
 __all__ = ["SKIPPED", "Results", "rebuild_failure"]
 
@@ -62,7 +62,7 @@ class Results:
         """The value of one number; raises what its task raised."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self.wait([number], timeout)
-        with self._driver.lock:
+        with self._driver.guard():
             data = self._session.table.value(number)
             failed = data is None and self._session.state(number) == states.FAILED
         if data is not None:
@@ -79,7 +79,7 @@ class Results:
     def traceback(self, number: int, timeout: float | None) -> str | None:
         """The remote traceback of a failed task as text, or None."""
         self.wait([number], timeout)
-        with self._driver.lock:
+        with self._driver.guard():
             failure = self._session.failures.get(number)
         if failure is None:
             return None
@@ -87,25 +87,25 @@ class Results:
 
     def failure(self, number: int) -> BaseException:
         """What a failed task raised, as an exception."""
-        with self._driver.lock:
+        with self._driver.guard():
             failure = self._session.failures[number]
         return rebuild_failure(failure)
 
     def wait(self, numbers: Sequence[int], timeout: float | None) -> None:
         """Wait until all these are done; raises TimeoutError, and ConnectionLost if that can no longer be."""
         session = self._session
-        with self._driver.lock:
-            session.flush()
+        with self._driver.guard():
             session.want(numbers)
             done = session.all_done(numbers)
         if not self._driver.wait_until(done, timeout):
-            raise TimeoutError(f"{self._pending(numbers)} of {len(numbers)} tasks had not ended after {timeout} seconds")
-        with self._driver.lock:
+            pending = self._pending(numbers)
+            raise TimeoutError(f"{pending} of {len(numbers)} tasks had not ended after {timeout} seconds")
+        with self._driver.guard():
             if not done():
                 self._driver.check()
 
     def _pending(self, numbers: Sequence[int]) -> int:
-        with self._driver.lock:
+        with self._driver.guard():
             return sum(self._session.state(number) == states.PENDING for number in numbers)
 
     # ------------------------------------------------------------------ many
@@ -136,7 +136,7 @@ class Results:
             gave_up_at = min(gave_up_at, time.monotonic() + GIVE_UP_SECONDS)
             if time.monotonic() > gave_up_at:
                 where = ", ".join(sorted({address for place in places for address in place.addresses})) or "nobody"
-                raise ConnectionLost(f"{len(missing)} values are said to be held by {where}, but could not be fetched there")
+                raise ConnectionLost(f"{len(missing)} values are said to be held by {where}, but cannot be had there")
             self._driver.wait_until(lambda: False, min(pause_seconds, _remaining(deadline, pause_seconds)))
             pause_seconds = min(1.0, 2 * pause_seconds)
         return found
@@ -154,7 +154,7 @@ class Results:
         elsewhere = []
         for at in missing:
             number = numbers[at]
-            with self._driver.lock:
+            with self._driver.guard():
                 state, data = table.state(number), table.value(number)
             if data is not None:
                 found[at] = self._load(data)
@@ -173,7 +173,7 @@ class Results:
         while at < len(numbers):
             number = numbers.start + at
             count = min(len(numbers) - at, states.PAGE_SIZE - (number & states.PAGE_MASK))
-            with self._driver.lock:
+            with self._driver.guard():
                 pieces = self._session.table.page_values(number, count)
             if pieces is not None:
                 load = self._load
@@ -190,11 +190,11 @@ class Results:
 
     def _locate(self, numbers: list[int], deadline: float | None) -> list[Place]:
         session = self._session
-        with self._driver.lock:
+        with self._driver.guard():
             request = session.locate(numbers)
         if not self._driver.wait_until(lambda: request in session.answers, _remaining(deadline)):
             raise TimeoutError(f"the scheduler did not say in time where {len(numbers)} values are")
-        with self._driver.lock:
+        with self._driver.guard():
             answer = session.answers.pop(request, None)
         if not isinstance(answer, Located):
             self._driver.check()
@@ -221,23 +221,23 @@ def rebuild_failure(failure: Failure) -> BaseException:
     where = _where(details)
     if where:
         error.add_note(where)
-    for name in ("lines", "remedy"):
-        if details.get(name):
-            text = details[name]
-            error.add_note("\n".join(map(str, text)) if isinstance(text, list | tuple) else str(text))
+    if details.get("remedy"):
+        error.add_note(str(details["remedy"]))
     return error
 
 
 def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
     message = str(details.get("message") or f"the task ended with {kind!r}")
     if kind == "died":
-        lines = details.get("lines") or details.get("last_lines") or ()
+        attempts = int(details.get("attempts") or 0)
+        last_lines = tuple(str(details.get("lines") or "").splitlines())
+        wrote = "It last wrote:\n" + "\n".join(last_lines) if last_lines else "It wrote nothing."
         return TaskDied(
-            message,
-            signal=details.get("signal"),
-            exit_code=details.get("exit_code"),
-            attempts=int(details.get("attempts") or details.get("attempt") or 0),
-            last_lines=tuple(lines.splitlines() if isinstance(lines, str) else map(str, lines)),
+            f"{message}, in each of {attempts} attempts. {wrote}" if attempts > 1 else f"{message}. {wrote}",
+            signal=_unless_negative(details.get("signal")),
+            exit_code=_unless_negative(details.get("exit_code")),
+            attempts=attempts,
+            last_lines=last_lines,
         )
     simple: dict[str, type[ClusterError]] = {
         "timeout": TaskTimeout,
@@ -251,6 +251,10 @@ def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
     return RemoteError(str(details.get("type", kind)), message, str(details.get("traceback", "")))
 
 
+def _unless_negative(code: Any) -> int | None:
+    return code if isinstance(code, int) and code >= 0 else None
+
+
 def _where(details: dict[str, Any]) -> str:
     parts = []
     if details.get("key"):
@@ -258,6 +262,6 @@ def _where(details: dict[str, Any]) -> str:
     if details.get("worker"):
         parts.append(f"on worker {details['worker']}")
     text = " ".join(parts)
-    if details.get("attempt"):
-        text += f", attempt {details['attempt']}"
+    if details.get("attempts"):
+        text += f", attempt {details['attempts']}"
     return text

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import threading
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cluster.client.driver import Driver
 from cluster.client.functions import FunctionTable, LargeFunction, label_of
-from cluster.client.future import FutureSequence, packed_numbers
-from cluster.client.interrupts import Shield
+from cluster.client.future import Future, numbers_of
+from cluster.client.inputs import Inputs
+from cluster.client.mapping import PLAIN_TYPES, Mapping, packed_marks
 from cluster.session.calls import call_first
-from cluster.session.parts import PART_TASKS, Call, Function
+from cluster.session.parts import Call, Function
 from cluster.wire.arguments import ArgumentPacker, LargeArgument, Noted
-from cluster.wire.payload import Encoded, Mark, dumps
+from cluster.wire.encoded import Encoded
+from cluster.wire.payload import dumps
 
 __all__ = ["Submission"]
 
-FIRST_PART_TASKS = 256
-"""The first part of a map is small: its tasks run while the rest is being packed."""
-PART_BYTES = 1 << 20
-PART_APART_BYTES = 64 << 20
-"""A part leaves when its large arguments take so much: they can only go once it has."""
-
+KEPT_CALLS = 256
+_ONLY_FUTURES = {Future}
 _NO_OPTIONS: dict[str, Any] = {}
 
 
@@ -38,8 +36,10 @@ class _ThreadPacker(threading.local):
 class Submission:
     """Packs in the calling thread, outside the lock; only numbers are given out under it."""
 
-    def __init__(self, client_id: bytes, driver: Driver) -> None:
-        self._client_id = client_id
+    def __init__(self, client_id: bytes, driver: Driver, settle: Callable[[bytes], None]) -> None:
+        self.client_id = client_id
+        self.settle = settle
+        """Waits until the scheduler has got what another client, of that id, has sent."""
         self._driver = driver
         self._session = driver.session
         self._functions = FunctionTable()
@@ -63,31 +63,49 @@ class Submission:
         if self._session.lost is not None:
             self._driver.check()
         call, args = self._call(function, args, bool(kwargs), label, options)
+        noted: Sequence[Noted] = ()
+        numbers: Sequence[int] | None = None
+        inputs = Inputs(self)
+        kinds = None if kwargs else set(map(type, args))
+        if kinds == _ONLY_FUTURES and (numbers := numbers_of(args, self.client_id)):
+            piece = packed_marks(len(numbers))
+        elif kinds is not None and kinds <= PLAIN_TYPES:
+            numbers = ()
+            piece = pickle.dumps(args, 5)
+        else:
+            noted, piece = self._pack(args, kwargs)
+            inputs.settle(noted)
+        driver = self._driver
+        session = self._session
+        # Adding to an open part cannot be interrupted half way; what else may happen is guarded, which costs 1 µs.
+        number = -1
+        if numbers is not None:
+            with driver.lock:
+                number = session.submit_to_open_part(call, piece, numbers)
+        if number < 0:
+            with driver.guard():
+                number = session.submit(call, piece, inputs.numbers(noted) if numbers is None else numbers)
+                inputs.let_go()
+        if session.flush_is_due(time.monotonic()):
+            driver.flush()
+        else:
+            driver.arm()
+        return number, call
+
+    def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Noted], bytes]:
         local = self._local
         if local.busy:
             local = _ThreadPacker()  # an argument's own pickling code submits
         packer = local.packer
         local.busy = True
         try:
-            noted = packer.add(args, kwargs or None)
-            piece = packer.take()[1]
+            return packer.add(args, kwargs or None), packer.take()[1]
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                local.packer = ArgumentPacker()  # it was interrupted, who knows where
+            raise
         finally:
             local.busy = False
-        driver = self._driver
-        session = self._session
-        with driver.lock:
-            if noted:
-                inputs = _Inputs(self, self._client_id)
-                number = session.submit(call, piece, inputs.numbers(noted))
-                inputs.let_go()
-            else:
-                number = session.submit(call, piece)
-            due = session.flush_is_due(time.monotonic())
-            if not due:
-                driver.arm()
-        if due:
-            driver.flush()
-        return number, call
 
     def _call(
         self,
@@ -114,6 +132,8 @@ class Submission:
             return last, args
         call = self._plain_calls.get(packed.function_id)
         if call is None:
+            if len(self._plain_calls) >= KEPT_CALLS:
+                self._plain_calls.clear()
             call = self._plain_calls[packed.function_id] = Call(packed, packed.name, _NO_OPTIONS, 0)
         return call, args
 
@@ -137,78 +157,17 @@ class Submission:
         kwargs: dict[str, Any],
         label: str | None,
         options: dict[str, Any],
-    ) -> tuple[list[range], Call, int]:
-        """Submit a task for each item; return the runs of their numbers, and the batch."""
+    ) -> tuple[list[range], Call]:
+        """Submit a task for each item; return the runs of their numbers."""
         self._driver.check()
         call, first_args = self._call(function, (), bool(kwargs), label, options)
-        parts = _Parts(self._driver, call)
+        mapping = Mapping(self._driver, call, Inputs(self))
         try:
-            if not first_args and iterables and all(isinstance(each, FutureSequence) for each in iterables):
-                if self._map_sequences(parts, iterables, kwargs):
-                    return parts.runs, call, parts.batch
-            self._map_items(parts, first_args, zip(*iterables, strict=False), kwargs)
+            mapping.send_calls(first_args, iterables, kwargs)
         except BaseException:
-            self._session.dropped.extend(parts.runs)
+            self._session.dropped.extend(mapping.runs)
             raise
-        return parts.runs, call, parts.batch
-
-    def _map_sequences(self, parts: _Parts, sequences: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-        """All iterables are sequences of futures: the inputs are arithmetic, and all tasks share their arguments."""
-        packer = ArgumentPacker()
-        width = len(sequences)
-        if packer.add(tuple(map(Mark, range(width))), kwargs or None):
-            return False  # futures or large values among the keywords
-        blob = packer.blob()
-        count = min(map(len, sequences))
-        columns = [packed_numbers(sequence.numbers()) for sequence in sequences]
-        at = 0
-        while at < count:
-            size = min(count - at, parts.limit)
-            dependencies = array("q", bytes(8 * width * size))
-            for position, column in enumerate(columns):
-                dependencies[position::width] = column[at : at + size]
-            starts = array("I", range(0, width * size + 1, width))
-            parts.send(size, b"", blob, starts.tobytes(), dependencies.tobytes())
-            at += size
-        return True
-
-    def _map_items(
-        self, parts: _Parts, first_args: tuple[Any, ...], items: Iterator[tuple[Any, ...]], kwargs: dict[str, Any]
-    ) -> None:
-        packer = ArgumentPacker()
-        add, ends = packer.add, packer.offsets
-        keywords = kwargs or None
-        inputs = _Inputs(self, self._client_id)
-        numbers: dict[int, list[int]] = {}
-        count = 0
-        try:
-            for args in items:
-                noted = add(first_args + args if first_args else args, keywords)
-                if noted:
-                    with self._driver.lock:
-                        numbers[count] = inputs.numbers(noted)
-                count += 1
-                if count >= parts.limit or ends[-1] >= PART_BYTES or inputs.nbytes >= PART_APART_BYTES:
-                    self._send_items(parts, packer, count, numbers)
-                    inputs.let_go()
-                    count = 0
-                    numbers = {}
-            if count:
-                self._send_items(parts, packer, count, numbers)
-        finally:
-            inputs.let_go()
-
-    def _send_items(self, parts: _Parts, packer: ArgumentPacker, count: int, inputs: dict[int, list[int]]) -> None:
-        offsets, blob = packer.take()
-        starts, dependencies = b"", b""
-        if inputs:
-            columns = array("q")
-            ends = array("I", (0,))
-            for at in range(count):
-                columns.extend(inputs.get(at, ()))
-                ends.append(len(columns))
-            starts, dependencies = ends.tobytes(), columns.tobytes()
-        parts.send(count, offsets, blob, starts, dependencies)
+        return mapping.runs, call
 
     # ------------------------------------------------------------------ offered values
 
@@ -248,82 +207,15 @@ class Submission:
 
     def encode_offered(self, number: int) -> Encoded | None:
         """The bytes of a value that this client holds, or None; they are made anew, and not kept."""
-        with self._driver.lock:
+        with self._driver.guard():
             if number not in self._offered:
                 return None
             value = self._offered[number]
         return dumps(value, name="a large argument")
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Nobody will ask for these values again; called under the lock."""
+        """Nobody will ask for these values again."""
         for number in numbers:
             value = self._offered.pop(number)
             if self._offered_by_identity.get(id(value)) == number:
                 del self._offered_by_identity[id(value)]
-
-
-class _Inputs:
-    """The numbers of what the marks of calls stand for. What is made for them is held until `let_go`."""
-
-    def __init__(self, submission: Submission, client_id: bytes) -> None:
-        self._submission = submission
-        self._client_id = client_id
-        self._held: dict[object, int] = {}
-        self.nbytes = 0
-        """Bytes of the large arguments that are held."""
-
-    def numbers(self, noted: Sequence[Noted]) -> list[int]:
-        """Find or make the numbers; call it under the lock."""
-        return [self._number(each) for each in noted]
-
-    def _number(self, noted: Noted) -> int:
-        if isinstance(noted, LargeArgument):
-            identity: object = id(noted.value)
-            number = self._held.get(identity)
-            if number is None:
-                number = self._held[identity] = self._submission.offer_large(noted)
-                self.nbytes += noted.nbytes
-            return number
-        if noted[0] == self._client_id:
-            return int(noted[1])
-        number = self._held.get(noted)
-        if number is None:
-            number = self._held[noted] = self._submission.alias(noted)
-        return number
-
-    def let_go(self) -> None:
-        """The tasks are submitted: nothing is held here any more."""
-        if self._held:
-            self._submission.drop(self._held.values())
-            self._held = {}
-            self.nbytes = 0
-
-
-class _Parts:
-    """Sends the parts of one map, and remembers which numbers they got."""
-
-    def __init__(self, driver: Driver, call: Call) -> None:
-        self._driver = driver
-        self._call = call
-        self.batch = -1
-        self.runs: list[range] = []
-        self.limit = FIRST_PART_TASKS
-
-    def send(self, count: int, offsets: bytes, blob: bytes, starts: bytes, dependencies: bytes) -> None:
-        """Send the next part; waits while the scheduler does not take it."""
-        runs = self.runs
-        following = runs[-1].stop if runs else -1
-        with Shield():
-            with self._driver.lock:
-                first, batch = self._driver.session.submit_part(
-                    self._call, count, offsets, blob, starts, dependencies, batch=self.batch, following=following
-                )
-            if self.batch < 0:
-                self.batch = batch
-            if runs and batch == self.batch:
-                runs[-1] = range(runs[-1].start, first + count)
-            else:
-                runs.append(range(first, first + count))
-        self._driver.send()
-        self._driver.check()
-        self.limit = PART_TASKS

@@ -1,8 +1,8 @@
 """Values between this client and the agents: fetched by whoever needs them, pushed by threads of their own.
 
-They never pass the scheduler. A fetch asks each agent for all that is wanted from it, and reads from all of them at once;
-connections are kept. A push is written straight from the object: one thread for each agent, so that a slow one holds up
-nobody else.
+They never pass the scheduler. A fetch asks each agent for all that is wanted from it, and reads from all of them at
+once; connections are kept. A push is written straight from the object: one thread for each agent, so that a slow one
+holds up nobody else.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def wait(
 ) -> DoneAndNotDone:
     """Wait for futures and return which are done, and which are not, as sets.
 
-    `return_when` is "ALL_COMPLETED", "FIRST_COMPLETED" or "FIRST_EXCEPTION" (a failure, else all). After `timeout` seconds
-    it returns what there is, as `concurrent.futures.wait` does.
+    `return_when` is "ALL_COMPLETED", "FIRST_COMPLETED" or "FIRST_EXCEPTION" (a failure, else all). After `timeout`
+    seconds it returns what there is, as `concurrent.futures.wait` does.
     """
     if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
         raise ValueError(f"return_when must be ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {return_when!r}")
@@ -51,7 +51,7 @@ def wait(
     client = _client_of(wanted)
     numbers = list({future._wanted(): None for future in wanted})
     driver, session = client._driver, client._session
-    with driver.lock:
+    with driver.guard():
         session.want(numbers)
         if return_when == ALL_COMPLETED:
             ready: Any = session.all_done(numbers)
@@ -64,12 +64,13 @@ def wait(
         driver.wait_until(ready, timeout)
     finally:
         if return_when != ALL_COMPLETED:
-            with driver.lock:
+            with driver.guard():
                 session.unwatch(watch)
-    with driver.lock:
+    with driver.guard():
         done = {number for number in numbers if session.is_done(number)}
     return DoneAndNotDone(
-        {future for future in wanted if future.number in done}, {future for future in wanted if future.number not in done}
+        {future for future in wanted if future.number in done},
+        {future for future in wanted if future.number not in done},
     )
 
 
@@ -114,7 +115,7 @@ class AsCompleted(Iterator[Any]):
 
     def _begin(self, client: Client, numbers: Sequence[int]) -> None:
         self._client = client
-        with client._driver.lock:
+        with client._driver.guard():
             client._session.want(numbers)
             self._watch = client._session.watch(numbers if isinstance(numbers, range) else set(numbers))
         client._driver.flush()
@@ -129,7 +130,7 @@ class AsCompleted(Iterator[Any]):
             return
         self._futures[future.number] = future
         self._left += 1
-        with self._client._driver.lock:
+        with self._client._driver.guard():
             self._client._session.flush()
             self._client._session.want([future.number])
             self._client._session.watch_more(self._watch, future.number)
@@ -192,18 +193,18 @@ class AsCompleted(Iterator[Any]):
     def _take(self) -> None:
         if self._watch is None or self._client is None:
             return
-        with self._client._driver.lock:
+        with self._client._driver.guard():
             while self._watch.completed:
                 for number in self._watch.completed.popleft():
                     future = self._futures.pop(number, None)
                     if future is None and self._sequence is not None:
-                        future = self._client._future(number, self._sequence._origin)
+                        future = self._sequence.future_of(number)
                     if future is not None:
                         self._ready.append(future)
 
     def _end(self) -> None:
         if self._watch is not None and self._client is not None:
-            with self._client._driver.lock:
+            with self._client._driver.guard():
                 self._client._session.unwatch(self._watch)
             self._watch = None
             self._client = None
@@ -218,8 +219,8 @@ def as_completed(
 ) -> AsCompleted:
     """Iterate over futures in the order in which they become done; failed and cancelled ones come too.
 
-    `with_results` gives (future, value) pairs; then a failure is raised, or with `raise_errors=False` stands in the value's
-    place. `timeout` seconds after the call TimeoutError is raised. More can be added with `.add` and `.update`.
+    `with_results` gives (future, value) pairs; then a failure is raised, or with `raise_errors=False` stands in the
+    value's place. `timeout` seconds after the call TimeoutError is raised. More can be added with `.add` and `.update`.
     """
     return AsCompleted(futures, with_results, raise_errors, timeout)
 
@@ -230,7 +231,7 @@ def fire_and_forget(futures: Future | Iterable[Future]) -> None:
     if not wanted:
         return
     client = _client_of(wanted)
-    with client._driver.lock:
+    with client._driver.guard():
         client._session.keep(sorted({future._wanted() for future in wanted}))
     client._driver.send()
 

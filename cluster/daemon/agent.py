@@ -22,6 +22,7 @@ from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import Store
 from cluster.ids import new_id
+from cluster.transport.steps import SendingStep
 from cluster.transport.tcp import Connection, Listener, connect, listen
 from cluster.version import __version__
 from cluster.worker import events
@@ -93,6 +94,7 @@ class AgentDaemon:
         """Join the scheduler and work for it; returns the exit status. Raises ClusterError if it cannot join."""
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._loop.set_exception_handler(self._broken)
         try:
             listener = await self._listen()
             self._scheduler = await connect(
@@ -146,6 +148,13 @@ class AgentDaemon:
         if self._options.parent_pipe >= 0:
             self._loop.add_reader(self._options.parent_pipe, self._parent_gone)
 
+    def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # An agent that has lost track of its tasks is worse than none: its tasks run again elsewhere.
+        error = context.get("exception")
+        logger.critical("the worker ends, by a fault of its own: %s", context["message"], exc_info=error)
+        if not self._ended.done():
+            self._ended.set_result(1)
+
     def _signaled(self) -> None:
         self._signals += 1
         self.feed(events.DrainAsked() if self._signals == 1 else events.EndAsked())
@@ -173,9 +182,10 @@ class AgentDaemon:
             return
         self._handling = True
         try:
-            while self._events:
-                for effect in self._agent.handle(self._loop.time(), self._events.popleft()):
-                    self._perform[type(effect)](effect)
+            with SendingStep.of(self._loop):
+                while self._events:
+                    for effect in self._agent.handle(self._loop.time(), self._events.popleft()):
+                        self._perform[type(effect)](effect)
         finally:
             self._handling = False
         self._set_timer()
@@ -221,7 +231,7 @@ class AgentDaemon:
             self._ended.set_result(1)
 
     def _close(self, effect: events.Close) -> None:
-        logger.info("the worker ends: %s", effect.reason)
+        logger.log(logging.ERROR if effect.exit_status else logging.INFO, "the worker ends: %s", effect.reason)
         self._listener.close()
         if not self._ended.done():
             self._ended.set_result(effect.exit_status)
@@ -300,6 +310,7 @@ class AgentDaemon:
             "slots_resident_bytes": sum(map(_resident_bytes, slots)),
         }
         self.feed(events.Measured(figures))
+        self._links.end_stalled()
         self._loop.call_later(_MEASURE_SECONDS, self._measure)
 
 

@@ -30,6 +30,9 @@ __all__ = ["PeerLinks", "PeerServer"]
 # Up to here a value travels inside its message (messages.Value says so).
 _IN_MESSAGE_BYTES: Final = 1024 * 1024
 
+# Somebody else may have the value, so an agent that is silent while it owes one is not waited for without end.
+_STALLED_SECONDS: Final = 15.0
+
 Feed = Callable[[Event], None]
 
 
@@ -154,6 +157,7 @@ class _Link:
         self.asked: deque[tuple[int, int]] = deque()  # (row, attempt), in the order of the answers to come
         self.unsent: list[int] = []  # … of these nothing has been sent yet
         self.requests = 0
+        self.asked_at = 0.0
 
 
 class PeerLinks:
@@ -179,6 +183,16 @@ class PeerLinks:
             link.asked.append((row, attempt))
             link.unsent += (row, attempt)
         self._send(link)
+
+    def end_stalled(self) -> None:
+        """Give up connections on which values are due and nothing has come for long; called now and then."""
+        now = asyncio.get_running_loop().time()
+        for link in list(self._links.values()):
+            connection = link.connection
+            if connection is None or not link.asked:
+                continue
+            if now - max(connection.last_received, link.asked_at) > _STALLED_SECONDS:
+                connection.abort(f"the agent at {link.address} has sent nothing for {_STALLED_SECONDS:g} s")
 
     def close(self) -> None:
         """Give up everything under way."""
@@ -210,6 +224,7 @@ class PeerLinks:
             link.requests += 1
             link.connection.send(messages.GetValues(link.requests, link.unsent))
             link.unsent = []
+            link.asked_at = asyncio.get_running_loop().time()
 
     def _message(self, link: _Link, message: Any) -> None:
         if isinstance(message, messages.Heartbeat):

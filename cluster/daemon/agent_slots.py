@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import select
 import sys
 import termios
 from collections import deque
@@ -145,9 +146,7 @@ class SlotPipes:
             self._loop.remove_reader(self._output)
             return
         self._last_output = (self._last_output + data)[-_LAST_OUTPUT_BYTES:]
-        with contextlib.suppress(OSError):  # nobody reads what this worker prints
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
+        _pass_on(data)
 
     # ------------------------------------------------------------------ the end
 
@@ -168,6 +167,19 @@ class SlotPipes:
             *self.slot_descriptors, self._claim_read, self._claim_write, self._tasks, self._reports, self._output
         ):  # fmt: skip
             os.close(descriptor)
+
+
+def _pass_on(data: bytes) -> None:
+    """Write what tasks print to this process's own output, and never wait for whoever should be reading that."""
+    output = sys.stderr.fileno()
+    for start in range(0, len(data), select.PIPE_BUF):
+        _, writable, _ = select.select([], [output], [], 0)
+        if not writable:
+            return  # a pipe that nobody reads is full; the last lines are kept in any case
+        try:
+            os.write(output, data[start : start + select.PIPE_BUF])  # so much fits if anything does
+        except OSError:  # nobody is there to read any more
+            return
 
 
 def _pipe(size_bytes: int = 0) -> tuple[int, int]:

@@ -118,8 +118,9 @@ class SchedulerDaemon:
     def _closed(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.context]
         self._congested.discard(connection.context)
-        if reason:
-            logger.warning("lost %s: %s", connection, reason)
+        # Clients come and go; a worker is missed.
+        level = logging.WARNING if reason and connection.peer.role == "worker" else logging.DEBUG
+        logger.log(level, "lost %s: %s", connection, reason)
         self._handle(Disconnected(connection.context))
 
     def _handle(self, event: Event) -> None:

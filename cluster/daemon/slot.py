@@ -35,6 +35,7 @@ _READ_BYTES: Final = 256 * 1024
 # Loaded functions kept; whichever was not used longest is loaded anew when it is needed.
 _FUNCTIONS_KEPT: Final = 256
 _PLAIN: Final = frozenset({type(None), bool, int, float})
+_TEXT: Final = frozenset({str, bytes})
 _NO_ARGUMENTS: Final[dict[str, Any]] = {}
 
 
@@ -100,6 +101,7 @@ class _Slot:
         self._loaded: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self._segment_answers: dict[int, tuple[str, str]] = {}  # sequence -> path, reason
         self._running = 0  # the sequence that may be interrupted
+        self._interrupted_early = 0  # the sequence whose interrupt came before it ran
         self._forked = False
         os.register_at_fork(after_in_child=self._after_fork_in_child)
         signal.signal(signal.SIGUSR1, self._on_interrupt)
@@ -156,6 +158,8 @@ class _Slot:
         started = 0.0
         try:
             self._running = sequence
+            if self._interrupted_early == sequence:
+                raise TaskInterrupted
             function = self._loaded.get(piece.function_id)
             if function is None:
                 function = self._load_function(piece.function_id)
@@ -163,15 +167,14 @@ class _Slot:
             started = perf_counter()
             value = function(*positional, **keywords)
             seconds = perf_counter() - started
-            if type(value) in _PLAIN:
+            kind = type(value)
+            if kind in _PLAIN or (kind in _TEXT and len(value) < _SMALL_VALUE_BYTES):
                 data = pickle.dumps(value, 5)
                 if len(data) <= _SMALL_VALUE_BYTES:
                     self._running = 0
                     packed: bytes = self._pack([sequence, seconds, data])
                     return packed
-            report = self._report_value(sequence, seconds, value)
-            self._running = 0
-            return report
+            return self._report_value(sequence, seconds, value)
         except BaseException as error:  # SystemExit and KeyboardInterrupt in a task are failures of the task
             self._running = 0
             seconds = perf_counter() - started if started else 0.0
@@ -179,6 +182,8 @@ class _Slot:
 
     def _report_value(self, sequence: int, seconds: float, value: Any) -> bytes:
         encoded = payload.dumps(value, name="result")
+        # From here on no interrupt: it could come between reading the agent's messages and taking note of them.
+        self._running = 0
         contains = [part for reference in encoded.futures for part in reference[:2]]
         packed: bytes
         if encoded.nbytes <= _SMALL_VALUE_BYTES:
@@ -187,7 +192,6 @@ class _Slot:
                 report.append(contains)
             packed = self._pack(report)
             return packed
-        self._segment_answers.clear()  # of a task that was interrupted while it waited
         self._write(self._pack([sequence, encoded.nbytes]))
         while sequence not in self._segment_answers:
             self._read_tasks()
@@ -260,9 +264,10 @@ class _Slot:
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         target = int.from_bytes(self._page[:8], "little")
-        if target and target == self._running:
+        if target == self._running:
             self._running = 0  # once
             raise TaskInterrupted
+        self._interrupted_early = target
 
     def _after_fork_in_child(self) -> None:
         # A task's own child must not hold the slot's pipes open, and is no slot when it comes back from the task.

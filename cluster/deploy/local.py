@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import psutil
 
+from cluster import config
 from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
 from cluster.units import parse_bytes
@@ -38,7 +38,8 @@ class LocalCluster:
 
     `n_workers` workers have `slots` slots each (all cores are shared out if it is not given; `threads_per_worker` is
     another name for it). `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out what the machine,
-    or its container, has. `directory` keeps the secret; a temporary one if not given. Tasks see this process's `sys.path`.
+    or its container, has. `directory` is where the secret is, if not in the usual place. Tasks see this
+    process's `sys.path`.
     """
 
     def __init__(
@@ -61,22 +62,23 @@ class LocalCluster:
         self.memory_limit_bytes = (
             _memory_bytes() // max(1, n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
         )
-        self._temporary = Path(tempfile.mkdtemp(prefix="cluster-")) if directory is None else None
-        self.directory = self._temporary if self._temporary is not None else Path(str(directory))
-        self._scheduler: _Daemon | None = None
+        settings = config.load(directory=None if directory is None else Path(directory))
+        self.directory = settings.directory
+        self._scheduler: list[_Daemon] = []
         self._workers: dict[str, _Daemon] = {}
         self._workers_made = 0
+        # Runs at the latest when the interpreter ends; if that is killed, the closing of the pipes does.
+        self._end = weakref.finalize(self, _end, self._scheduler, self._workers)
         self._token = new_id().hex()[:6]
         try:
             self.secret = load_or_create_secret(self.directory)
             # The socket listens before the scheduler runs, so that workers and clients can start at the same time as it
             # does: their connections wait in the backlog.
             with socket.create_server(("127.0.0.1", 0), backlog=LISTEN_BACKLOG) as listening:
-                self.scheduler_address = "tcp://127.0.0.1:%d" % listening.getsockname()[1]
+                self.scheduler_address = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
                 descriptor = listening.fileno()
-                self._scheduler = self._start(
-                    "scheduler", ["--listen-fd", str(descriptor)], "cluster.cli.scheduler", (descriptor,)
-                )
+                arguments = ["--listen-fd", str(descriptor)]
+                self._scheduler.append(self._start("scheduler", arguments, "cluster.cli.scheduler", (descriptor,)))
             self.scale(n_workers)
         except BaseException:
             self.close()
@@ -105,27 +107,14 @@ class LocalCluster:
         """Which of the processes have ended by themselves, and how; an empty text if none has."""
         ended = [
             f"{daemon.name} (exit status {daemon.process.returncode})"
-            for daemon in self._daemons()
+            for daemon in (*self._scheduler, *self._workers.values())
             if daemon.process.poll() is not None
         ]
         return f"processes of this local cluster have ended: {', '.join(ended)}; see what they wrote" if ended else ""
 
     def close(self) -> None:
         """End all processes and wait until they are gone."""
-        daemons = self._daemons()
-        self._scheduler = None
-        self._workers = {}
-        for daemon in daemons:
-            os.close(daemon.pipe)
-        deadline = time.monotonic() + ENDING_SECONDS
-        for daemon in daemons:
-            try:
-                daemon.process.wait(max(0.01, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                daemon.process.kill()
-                daemon.process.wait()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._end()
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -137,10 +126,6 @@ class LocalCluster:
 
     def __repr__(self) -> str:
         return f"<LocalCluster at {self.scheduler_address}, {len(self._workers)} workers of {self.slots} slots>"
-
-    def _daemons(self) -> list[_Daemon]:
-        # Workers first: they take leave of a scheduler that is still there.
-        return [*self._workers.values(), *([] if self._scheduler is None else [self._scheduler])]
 
     def _start(self, name: str, arguments: list[str], module: str, descriptors: tuple[int, ...]) -> _Daemon:
         paths = (_package_parent(), os.environ.get("PYTHONPATH"))
@@ -163,6 +148,21 @@ class LocalCluster:
         finally:
             os.close(reader)
         return _Daemon(name, process, writer)
+
+
+def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
+    daemons = [*workers.values(), *scheduler]
+    workers.clear()
+    scheduler.clear()
+    for daemon in daemons:
+        os.close(daemon.pipe)
+    deadline = time.monotonic() + ENDING_SECONDS
+    for daemon in daemons:
+        try:
+            daemon.process.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            daemon.process.kill()
+            daemon.process.wait()
 
 
 def _package_parent() -> str:

@@ -260,8 +260,7 @@ class Lifecycle:
         flags = table.flags[row]
         delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
         if table.holds[row] > delivered:
-            if not delivered:
-                ledger.tell_wanting(row, None)
+            ledger.tell_wanting(row, None)  # who has the bytes already passes over it
             self.enter_recipes(row, run)
             self.revive(row)
         else:

@@ -76,15 +76,19 @@ class Placement:
         """Grant what can be granted: free slots first, then the lead."""
         ledger = self.ledger
         if ledger.ready_rows:
-            for index in ledger.preferred:
-                worker = self.idle.get(index) or self.roomy.get(index)
-                if worker is not None and ledger.ready_rows:
-                    self._grant_next(worker, now)
+            # Who holds the inputs comes first, but a free slot comes before a place in a line.
+            self._serve_preferred(self.idle, now)
             self._serve(self.idle, now)
-            if ledger.ready_rows:
-                self._serve(self.roomy, now)
+            self._serve_preferred(self.roomy, now)
+            self._serve(self.roomy, now)
         ledger.preferred.clear()
         self._plan_next_look(now)
+
+    def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float) -> None:
+        for index in self.ledger.preferred:
+            worker = workers.get(index)
+            if worker is not None and self.ledger.ready_rows:
+                self._grant_next(worker, now)
 
     def _serve(self, workers: dict[int, WorkerRecord], now: float) -> None:
         served_nothing = []
@@ -254,7 +258,7 @@ class Placement:
         self.look_again_at = math.inf
         self.place(now)
         idle = [worker for worker in self.idle.values() if worker.free_slots]
-        if not idle or self.ledger.ready_rows:
+        if not idle:
             return
         wanted = sum(worker.free_slots for worker in idle)
         for worker in self.surplus.values():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cluster.wire import messages
 
-__all__ = ["Call", "Function", "OpenPart", "PART_TASKS"]
+__all__ = ["PART_TASKS", "Call", "Function", "OpenPart"]
 
 PART_TASKS = 16_384
 GATHERED_BYTES = 256 * 1024
@@ -39,12 +39,14 @@ class OpenPart:
     A task is added by one append, so that an interrupt in the calling thread leaves either all of it or nothing.
     """
 
-    __slots__ = ("_dependencies", "_pieces", "call", "first", "nbytes")
+    __slots__ = ("_dependencies", "_nbytes", "_pieces", "call", "first", "full")
 
     def __init__(self, call: Call, first: int) -> None:
         self.call = call
         self.first = first
-        self.nbytes = 0
+        self.full = False
+        """Whether it must leave before another task is added."""
+        self._nbytes = 0
         self._pieces: list[bytes] = []
         self._dependencies: dict[int, Sequence[int]] = {}
 
@@ -54,14 +56,10 @@ class OpenPart:
         at = len(pieces)
         if dependencies:
             self._dependencies[at] = dependencies
-        self.nbytes += len(piece)
+        self._nbytes += len(piece)
+        self.full = self._nbytes >= GATHERED_BYTES or at + 1 >= PART_TASKS
         pieces.append(piece)
         return self.first + at
-
-    @property
-    def full(self) -> bool:
-        """Whether it must leave before another task is added."""
-        return self.nbytes >= GATHERED_BYTES or len(self._pieces) >= PART_TASKS
 
     @property
     def count(self) -> int:

@@ -124,10 +124,6 @@ class Table:
             return None
         return page.values[low:high]
 
-    def count_pending(self, first: int, count: int) -> int:
-        """How many numbers of a run are pending."""
-        return sum(page.states.count(PENDING, low, high) for page, low, high, _ in self.spans(first, count))
-
     def pending_from(self, first: int, stop: int) -> int:
         """The first pending number in [first, stop), or `stop`."""
         for page, low, high, number in self.spans(first, stop - first):
@@ -161,7 +157,7 @@ class Table:
         for at, piece in zip(range(low, high), pieces, strict=True):
             state = states[at]
             pending += state == PENDING
-            if piece and (state == PENDING or state == ELSEWHERE):
+            if piece and state in (PENDING, ELSEWHERE):
                 page.values[at] = piece
                 states[at] = HERE
                 self.value_bytes += len(piece)

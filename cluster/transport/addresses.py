@@ -13,8 +13,8 @@ from cluster.wire.handshake import HANDSHAKE_SECONDS
 
 __all__ = [
     "cannot_connect",
-    "connect_pauses",
     "check_loopback",
+    "connect_pauses",
     "format_address",
     "parse_address",
     "set_socket_options",

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed, ProtocolError
 from cluster.transport.addresses import format_address, set_socket_options
+from cluster.transport.outgoing import Outgoing
+from cluster.transport.steps import SendingStep
 from cluster.wire import frames
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
 
-__all__ = ["UNSENT_LIMIT_BYTES", "UNSENT_LIMIT_SECONDS", "Connection", "OnClosed", "OnMessage"]
+__all__ = ["Connection", "OnClosed", "OnMessage"]
 
 Message: TypeAlias = frames.Message
 OnMessage: TypeAlias = Callable[["Connection", Message], None]
 OnClosed: TypeAlias = Callable[["Connection", str], None]
 
-# A peer that leaves so many bytes of messages unread for so long is given up: somebody else's memory holds them.
-UNSENT_LIMIT_BYTES: Final = 64 * 1024 * 1024
-UNSENT_LIMIT_SECONDS: Final = 30.0
-# `paused` is true above the first until less than the second is unsent.
-_PAUSE_BYTES: Final = 1024 * 1024
-_RESUME_BYTES: Final = 256 * 1024
-# How much is read, or handed to the transport, in one step of the loop: some tenths of a millisecond.
-_STEP_BYTES: Final = 256 * 1024
-_FILE_STEP_BYTES: Final = 1024 * 1024
+# How much is read in one step of the loop at most: of messages, and of raw bytes into their place.
+_MESSAGES_STEP_BYTES: Final = 256 * 1024
+_RAW_STEP_BYTES: Final = 1024 * 1024
 # What close() leaves for unsent messages to go out.
 _CLOSE_SECONDS: Final = 5.0
 # Unacknowledged data for so long means that the peer's host is gone. Not set towards clients: their process may be
@@ -44,25 +38,11 @@ def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
     """Return the buffer that all connections of a loop read into: a read and its use are one step of the loop."""
     if sys.platform == "win32":
         # There a read is in progress between steps.
-        return memoryview(bytearray(_STEP_BYTES))
+        return memoryview(bytearray(_MESSAGES_STEP_BYTES))
     found = _receive_buffers.get(loop)
     if found is None:
-        found = _receive_buffers[loop] = memoryview(bytearray(_STEP_BYTES))
+        found = _receive_buffers[loop] = memoryview(bytearray(_MESSAGES_STEP_BYTES))
     return found
-
-
-class _FilePart:
-    """What is still to be sent of an open file."""
-
-    __slots__ = ("descriptor", "offset", "remaining_bytes")
-
-    def __init__(self, descriptor: int, remaining_bytes: int) -> None:
-        self.descriptor = descriptor
-        self.offset = 0
-        self.remaining_bytes = remaining_bytes
-
-
-_Item: TypeAlias = "bytes | memoryview | _FilePart | Callable[[], None]"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -97,20 +77,12 @@ class Connection(asyncio.BufferedProtocol):
         self._on_refused = on_refused
         self._admit = admit
         self._loop = asyncio.get_running_loop()
+        self._step = SendingStep.of(self._loop)
         self._buffer = _receive_buffer(self._loop)
         self._decoder = frames.Decoder()
         self._transport: asyncio.Transport | None = None
-        self._socket_descriptor = -1
-        self._poll_descriptor = -1
+        self._outgoing: Outgoing | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        # What is to be sent, in order: bytes of messages, raw views, files, and callbacks due when all before has gone.
-        self._queue: deque[_Item] = deque()
-        self._queued_bytes = 0
-        self._queued_message_bytes = 0
-        self._flush_scheduled = False
-        self._transport_full = False
-        self._stalled: asyncio.TimerHandle | None = None
-        self._paused = False
         self._closing = False
         self._closed = False
         self._reason: str | None = None
@@ -130,10 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         opened: socket.socket = transport.get_extra_info("socket")
         peer_name = transport.get_extra_info("peername") or ("unknown", 0)
         self.peer_address = format_address(str(peer_name[0]), int(peer_name[1]))
-        self._socket_descriptor = opened.fileno()
         set_socket_options(opened)
-        # The transport keeps no more than one write's remainder; everything else waits here, where it is counted.
-        transport.set_write_buffer_limits(high=0)
         self.last_received = self._loop.time()
         refusal = self._admit(self) if self._admit else ""
         if refusal:
@@ -148,7 +117,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return self._buffer
         if self._raw_target is not None:
-            return self._raw_target[:_FILE_STEP_BYTES]
+            return self._raw_target[:_RAW_STEP_BYTES]
         if self._raw_done is not None:
             return self._buffer[: self._decoder.raw_bytes_expected]
         return self._buffer
@@ -158,25 +127,24 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             # This side has ended the conversation, and is only still sending.
             return
-        if self._handshake is not None:
-            self._continue_handshake(self._buffer[:nbytes])
-        elif self._raw_done is not None:
-            self._raw_arrived(nbytes)
-        else:
-            self._dispatch(self._buffer[:nbytes])
-        if self._queue and not self._closed:
-            # Answers leave in the same step that read the question.
-            self._flush()
+        with self._step:
+            if self._handshake is not None:
+                self._continue_handshake(self._buffer[:nbytes])
+            elif self._raw_done is not None:
+                self._raw_arrived(nbytes)
+            else:
+                self._dispatch(self._buffer[:nbytes])
 
     def eof_received(self) -> bool:
         return False
 
     def pause_writing(self) -> None:
-        self._transport_full = True
+        if self._outgoing is not None:
+            self._outgoing.transport_is_full(True)
 
     def resume_writing(self) -> None:
-        self._transport_full = False
-        self._flush()
+        if self._outgoing is not None:
+            self._outgoing.transport_is_full(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._reason is None:
@@ -213,6 +181,12 @@ class Connection(asyncio.BufferedProtocol):
             if self._deadline is not None:
                 self._deadline.cancel()
             self._set_user_timeout()
+            self._outgoing = Outgoing(
+                self._require_transport(),
+                fail=lambda reason: self.abort(f"the peer {self.peer_address} was given up: {reason}"),
+                relieved=self._relieved,
+                emptied=self._emptied,
+            )
             self._on_connected(self)
             if rest and not self.closed:
                 self._dispatch(rest)
@@ -318,18 +292,17 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def unsent_bytes(self) -> int:
         """How many bytes wait here because the peer has not read so far (or since the last step of the loop)."""
-        waiting = self._transport.get_write_buffer_size() if self._transport is not None and not self._closed else 0
-        return self._queued_bytes + waiting
+        return self._outgoing.unsent_bytes if self._outgoing is not None else 0
 
     @property
     def paused(self) -> bool:
         """Whether so much is unsent that a sender of much should wait for `on_writable`."""
-        return self._paused
+        return self._outgoing is not None and self._outgoing.paused
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
-        return self._closed or self._closing
+        return self._closing or self._closed
 
     def send(self, message: Message) -> None:
         """Send a message at the end of this step of the loop. To a closed connection: nothing happens."""
@@ -337,161 +310,32 @@ class Connection(asyncio.BufferedProtocol):
 
     def send_encoded(self, data: bytes) -> None:
         """Send one or more messages that are encoded already."""
-        if self.closed:
-            return
-        self._queue.append(data)
-        self._queued_message_bytes += len(data)
-        self._enqueued(len(data))
-        if self._queued_message_bytes > UNSENT_LIMIT_BYTES and self._stalled is None:
-            self._stalled = self._loop.call_later(UNSENT_LIMIT_SECONDS, self._peer_has_stalled)
+        if self._outgoing is not None and not self.closed:
+            self._outgoing.put(data)
 
     def send_raw(self, buffers: Iterable[bytes | memoryview], done: Callable[[], None] | None = None) -> None:
         """Send raw bytes behind the message that announced them, without a copy; `done` is called when all have gone.
 
         The buffers must not change before that. If the connection ends first, `done` is not called.
         """
-        if self.closed:
-            return
-        for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            if len(view):
-                self._queue.append(view)
-                self._enqueued(len(view))
-        self._append_callback(done)
+        if self._outgoing is not None and not self.closed:
+            self._outgoing.put_raw(buffers, done)
 
     def send_file(self, path: str, nbytes: int, done: Callable[[], None] | None = None) -> None:
         """Send a file's first `nbytes` bytes behind the message that announced them; `done` as in `send_raw`.
 
         The file is opened now (OSError if it cannot be) and may be removed at once.
         """
-        if self.closed:
-            return
-        if nbytes:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-            self._queue.append(_FilePart(descriptor, nbytes))
-            self._enqueued(nbytes)
-        self._append_callback(done)
+        if self._outgoing is not None and not self.closed:
+            self._outgoing.put_file(path, nbytes, done)
 
-    def _append_callback(self, done: Callable[[], None] | None) -> None:
-        if done is not None:
-            self._queue.append(done)
-            self._enqueued(0)
+    def _relieved(self) -> None:
+        if self.on_writable is not None and not self._closing:
+            self.on_writable()
 
-    def _enqueued(self, nbytes: int) -> None:
-        self._queued_bytes += nbytes
-        if self._queued_bytes > _PAUSE_BYTES:
-            self._paused = True
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._scheduled_flush)
-
-    def _scheduled_flush(self) -> None:
-        self._flush_scheduled = False
-        self._flush()
-
-    def _flush(self) -> None:
-        """Give the transport what it takes, in order, until it is full, nothing is left or the step is long enough."""
-        budget_bytes = 4 * _FILE_STEP_BYTES
-        queue = self._queue
-        while queue and not self._transport_full and not self._closed:
-            if budget_bytes <= 0:
-                self._enqueued(0)
-                break
-            item = queue[0]
-            if isinstance(item, bytes):
-                budget_bytes -= self._write_messages()
-            elif isinstance(item, memoryview):
-                budget_bytes -= self._write_view(item)
-            elif isinstance(item, _FilePart):
-                sent = self._write_file(item)
-                if not sent:
-                    break
-                budget_bytes -= sent
-            else:
-                queue.popleft()
-                item()
-        self._sent()
-
-    def _sent(self) -> None:
-        if self._closed:
-            return
-        if self._stalled is not None and self._queued_message_bytes <= UNSENT_LIMIT_BYTES:
-            self._stalled.cancel()
-            self._stalled = None
-        if self._paused and self.unsent_bytes <= _RESUME_BYTES:
-            self._paused = False
-            if self.on_writable is not None and not self._closing:
-                self.on_writable()
-        if self._closing and not self._queue:
+    def _emptied(self) -> None:
+        if self._closing:
             self._require_transport().close()
-
-    def _write_messages(self) -> int:
-        queue = self._queue
-        pieces: list[bytes] = []
-        size = 0
-        while queue and size < _STEP_BYTES and isinstance(queue[0], bytes):
-            piece = queue.popleft()
-            assert isinstance(piece, bytes)
-            pieces.append(piece)
-            size += len(piece)
-        self._queued_bytes -= size
-        self._queued_message_bytes -= size
-        self._require_transport().write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        return size
-
-    def _write_view(self, view: memoryview) -> int:
-        piece = view[:_STEP_BYTES]
-        if len(piece) == len(view):
-            self._queue.popleft()
-        else:
-            self._queue[0] = view[len(piece) :]
-        self._queued_bytes -= len(piece)
-        self._require_transport().write(piece)
-        return len(piece)
-
-    def _write_file(self, part: _FilePart) -> int:
-        """Send a piece of the file; 0 when the socket takes nothing now."""
-        count = min(part.remaining_bytes, _FILE_STEP_BYTES)
-        try:
-            if hasattr(os, "sendfile"):
-                sent = os.sendfile(self._socket_descriptor, part.descriptor, part.offset, count)
-            else:
-                data = os.read(part.descriptor, min(count, _STEP_BYTES))
-                sent = len(data)
-                self._require_transport().write(data)
-        except BlockingIOError:
-            self._wait_for_socket()
-            return 0
-        except OSError as error:
-            self.abort(f"sending a file to {self.peer_address} failed: {error}")
-            return 0
-        if not sent:
-            # The announced length cannot be kept any more, and the peer could not tell.
-            self.abort(f"a file that was being sent to {self.peer_address} is shorter than announced")
-            return 0
-        part.offset += sent
-        part.remaining_bytes -= sent
-        self._queued_bytes -= sent
-        if not part.remaining_bytes:
-            self._queue.popleft()
-            os.close(part.descriptor)
-        return sent
-
-    def _wait_for_socket(self) -> None:
-        # The loop refuses to watch a transport's descriptor, so a duplicate is watched, for this purpose only.
-        if self._poll_descriptor < 0:
-            self._poll_descriptor = os.dup(self._socket_descriptor)
-        self._loop.add_writer(self._poll_descriptor, self._socket_is_writable)
-
-    def _socket_is_writable(self) -> None:
-        self._loop.remove_writer(self._poll_descriptor)
-        self._flush()
-
-    def _peer_has_stalled(self) -> None:
-        self.abort(
-            f"the peer {self.peer_address} has left more than {UNSENT_LIMIT_BYTES >> 20} MiB unread "
-            f"for {UNSENT_LIMIT_SECONDS:g} s"
-        )
 
     # ------------------------------------------------------------------ the end
 
@@ -502,8 +346,11 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         if self._reason is None:
             self._reason = ""
-        self._deadline = self._loop.call_later(_CLOSE_SECONDS, self.abort)
-        self._flush()
+        self._deadline = self._loop.call_later(_CLOSE_SECONDS, self._require_transport().abort)
+        if self._outgoing is not None:
+            self._outgoing.flush()
+        else:
+            self._require_transport().close()
 
     def abort(self, reason: str = "") -> None:
         """End the connection now; what is queued is lost. `on_closed` comes at the next step of the loop."""
@@ -512,6 +359,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._reason is None:
             self._reason = reason
         self._closing = True
+        if self._outgoing is not None:
+            self._outgoing.end()
         self._require_transport().abort()
 
     def _finish(self) -> None:
@@ -519,18 +368,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._closed:
             return
         self._closed = True
-        for timer in (self._deadline, self._stalled):
-            if timer is not None:
-                timer.cancel()
-        if self._poll_descriptor >= 0:
-            self._loop.remove_writer(self._poll_descriptor)
-            os.close(self._poll_descriptor)
-            self._poll_descriptor = -1
-        for item in self._queue:
-            if isinstance(item, _FilePart):
-                os.close(item.descriptor)
-        self._queue.clear()
-        self._queued_bytes = self._queued_message_bytes = 0
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._outgoing is not None:
+            self._outgoing.end()
         self._raw_target = self._raw_done = None
         if self._handshake is None:
             self._on_closed(self, self._reason or "")

@@ -35,9 +35,9 @@ OnConnected = Callable[[Connection], None]
 
 logger = logging.getLogger(__name__)
 
-# So many peers may be in the middle of their handshake, in all and from one host; beyond that a listener hangs up without
-# a word, and whoever belongs to the cluster comes back after a pause. One that has kept its place for longer than a
-# handshake takes gives it up to the next, so places cannot be occupied.
+# So many peers may be in the middle of their handshake, in all and from one host; beyond that a listener hangs up
+# without a word, and whoever belongs to the cluster comes back after a pause. One that has kept its place for longer
+# than a handshake takes gives it up to the next, so places cannot be occupied.
 _STRANGERS_LIMIT: Final = 64
 _STRANGERS_OF_ONE_HOST_LIMIT: Final = 16
 _PLACE_SECONDS: Final = 1.0
@@ -192,7 +192,7 @@ async def connect(
     """Connect to a listener and prove each to the other who they are.
 
     Raises AddressError, ConnectionLost (nobody there), WrongSecret, VersionMismatch or HandshakeFailed. Messages may
-    reach `on_message` before this returns.
+    reach `on_message`, and the connection may even be closed again, before this returns.
     """
     host, port = parse_address(address)
     check_loopback(host)

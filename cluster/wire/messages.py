@@ -12,9 +12,9 @@ number
 row
     The scheduler's place for a task. Rows are reused, so a row means nothing without an attempt.
 attempt
-    Drawn by the scheduler from one counter that never repeats within an epoch; one attempt number covers all rows of one
-    grant. `(row, attempt)` names one run of a task, and after it succeeded, the value that the run made. Replicas of a
-    value share its name.
+    Drawn by the scheduler from one counter that never repeats within an epoch; one attempt number covers all rows of
+    one grant. `(row, attempt)` names one run of a task, and after it succeeded, the value that the run made. Replicas
+    of a value share its name.
 runs
     A flat list `[first, count, first, count, …]` of consecutive numbers or rows. The order is meaningful.
 packed integers
@@ -52,17 +52,17 @@ class DefineFunction(NamedTuple):
 class Submit(NamedTuple):
     """Consecutive tasks of one function with one set of options: a part of a batch, at most 1 MiB and 16,384 tasks.
 
-    `arguments` says what a task's piece of `blob` is: 0 the pickle of its positional arguments (a tuple), 1 the pickle of
-    `(positional tuple, keyword dict)`. Empty `offsets`: all tasks share the whole blob.
+    `arguments` says what a task's piece of `blob` is: 0 the pickle of its positional arguments (a tuple), 1 the pickle
+    of `(positional tuple, keyword dict)`. Empty `offsets`: all tasks share the whole blob.
 
     `dependency_starts` (packed 'I', `count + 1`) and `dependencies` (packed 'q') are the tasks' inputs as compressed
-    sparse rows: task i's mark k stands for `dependencies[starts[i] + k]`, the client's own number of the task whose value
-    goes there. Both are empty when no task has inputs. A dependency's number is always known to the scheduler by then:
-    the client's own earlier task, an alias, or a value it offered.
+    sparse rows: task i's mark k stands for `dependencies[starts[i] + k]`, the client's own number of the task whose
+    value goes there. Both are empty when no task has inputs. A dependency's number is always known to the scheduler by
+    then: the client's own earlier task, an alias, or a value it offered.
 
     `options`: only what differs from the default, by name: priority (int), retries (int), timeout_seconds (float),
-    workers (list of names or addresses), allow_other_workers (bool), resources (dict name -> amount), keep (bool: run to
-    the end though nobody wants the result), key (str, the user's own name for a batch of one).
+    workers (list of names or addresses), allow_other_workers (bool), resources (dict name -> amount), keep (bool: run
+    to the end though nobody wants the result), key (str, the user's own name for a batch of one).
 
     `batch` is the first number of the batch that this is a part of; -1: each task is a batch of its own (single submits
     that were gathered on the way). `ids.task_key` makes a task's key from it.
@@ -98,7 +98,8 @@ class Offer(NamedTuple):
 
 
 class Alias(NamedTuple):
-    """Own numbers, from `first` on, for tasks of other clients (futures that came inside a value), and a want for each."""
+    """Own numbers, from `first` on, for tasks of other clients (futures that came inside a value), and a want for
+    each."""
 
     first: int
     references: list[Any]
@@ -262,8 +263,8 @@ class Done(NamedTuple):
 class RunFailed(NamedTuple):
     """One run that ended without a value; `kind`, `error` and `details` as in Failed.
 
-    "cancelled" is also the answer for a run that the scheduler asked to stop. "missing" is for an input that could not be
-    fetched: then `details` has "row", "attempt" (the value's) and "address" (the holder's).
+    "cancelled" is also the answer for a run that the scheduler asked to stop. "missing" is for an input that could not
+    be fetched: then `details` has "row", "attempt" (the value's) and "address" (the holder's).
     """
 
     epoch: int
@@ -329,8 +330,8 @@ class Grant(NamedTuple):
 
     `arguments`, `offsets`, `blob` as in Submit, over the granted rows. `inputs` (packed 'I') are the rows' inputs as
     compressed sparse rows with `input_starts`; each is an index into `values`, whose entries are
-    `[row, attempt, nbytes, [addresses of agents that hold it]]`; an empty list of addresses means that a client will push
-    it here. Both are empty when no task has inputs. `inline_limit_bytes`: results up to this size travel in Done.
+    `[row, attempt, nbytes, [addresses of agents that hold it]]`; an empty list of addresses means that a client will
+    push it here. Both are empty when no task has inputs. `inline_limit_bytes`: results up to this size travel in Done.
     `options`: timeout_seconds (float).
     """
 
@@ -356,7 +357,8 @@ class Recall(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """End these runs, claimed or not: flat `[attempt, row, …]`. Each still known is answered by RunFailed "cancelled"."""
+    """End these runs, claimed or not: flat `[attempt, row, …]`. Each still known is answered by RunFailed
+    "cancelled"."""
 
     names: list[int]
 
@@ -383,7 +385,8 @@ class ShutDown(NamedTuple):
 
 
 class GetValues(NamedTuple):
-    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the four messages below, in order."""
+    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the four messages below, in
+    order."""
 
     request: int
     values: list[int]

@@ -76,25 +76,27 @@ class Ledger:
     def succeeded(
         self,
         assignment: Assignment,
-        index: int,
-        nbytes: int,
-        data: bytes,
-        seconds: float,
-        contains: list[Any],
+        rows: Sequence[int],
+        sizes: list[int],
+        values: tuple[bytes, ...],
+        seconds: tuple[float, ...],
         now: float,
     ) -> None:
-        """A task has its value; `data` are its bytes if they are at hand."""
-        row = assignment.rows[index]
-        if nbytes > assignment.inline_limit_bytes:
-            data = b""
+        """Tasks of one assignment have their values; `values` are their bytes, empty for those in segments."""
+        limit = assignment.inline_limit_bytes
+        if max(sizes) > limit:
+            values = tuple(value if len(value) <= limit else b"" for value in values)
         if not assignment.unsent:
             self._unsent[assignment.attempt] = assignment
             if self.flush_at is None:
                 self.flush_at = now + _GATHER_SECONDS
-        assignment.unsent.append((row, nbytes, data, seconds))
-        if contains:
-            assignment.unsent_contains.append([row, contains])
-        self._answered(assignment)
+        assignment.unsent.extend(zip(rows, sizes, values, seconds, strict=True))
+        self._answered(assignment, len(sizes))
+
+    def note_contained(self, assignment: Assignment, row: int, references: list[Any]) -> None:
+        """The value of that row, noted just before, has futures inside: flat `[client_id, number, …]`."""
+        if references:
+            assignment.unsent_contains.append([row, references])
 
     def failed(
         self, assignment: Assignment, index: int, kind: str, error: bytes, details: dict[str, Any], seconds: float = 0.0
@@ -102,11 +104,11 @@ class Ledger:
         """A task ended without a value."""
         row = assignment.rows[index]
         self.send(messages.RunFailed(self.epoch, row, assignment.attempt, kind, error, details, seconds))
-        self._answered(assignment)
+        self._answered(assignment, 1)
 
     def brought_back(self, assignment: Assignment, index: int) -> tuple[int, int]:
         """A task goes back to the scheduler; its name for the `Recalled` that the caller sends."""
-        self._answered(assignment)
+        self._answered(assignment, 1)
         return assignment.attempt, assignment.rows[index]
 
     def flush(self) -> None:
@@ -117,8 +119,8 @@ class Ledger:
                 self._send_unsent(assignment)
             self._unsent.clear()
 
-    def _answered(self, assignment: Assignment) -> None:
-        assignment.remaining -= 1
+    def _answered(self, assignment: Assignment, tasks: int) -> None:
+        assignment.remaining -= tasks
         if not assignment.remaining:
             del self._assignments[assignment.attempt]
 
@@ -129,12 +131,7 @@ class Ledger:
         assignment.unsent_contains = []
         start = 0
         while start < len(unsent):
-            stop, inline_bytes = start, 0
-            while stop < len(unsent) and stop - start < _ROWS_A_FRAME:
-                inline_bytes += len(unsent[stop][2])
-                if inline_bytes > _INLINE_BYTES_A_FRAME and stop > start:
-                    break
-                stop += 1
+            stop = _frame_end(unsent, start)
             self._send_done(assignment.attempt, unsent[start:stop], contains)
             start = stop
 
@@ -158,3 +155,16 @@ class Ledger:
                 contains,
             )
         )
+
+
+def _frame_end(unsent: list[tuple[int, int, bytes, float]], start: int) -> int:
+    """Where the frame that begins there has to end, at the latest."""
+    stop = min(len(unsent), start + _ROWS_A_FRAME)
+    if sum(len(entry[2]) for entry in unsent[start:stop]) <= _INLINE_BYTES_A_FRAME:
+        return stop
+    inline_bytes = 0
+    for position in range(start, stop):
+        inline_bytes += len(unsent[position][2])
+        if inline_bytes > _INLINE_BYTES_A_FRAME:
+            return max(position, start + 1)
+    return stop

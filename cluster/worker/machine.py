@@ -53,6 +53,7 @@ class Agent:
         self._newest_recall = -1
         self._figures: dict[str, Any] = {}
         self._heartbeat_at: float | None = None
+        self._now = 0.0
         self._draining = False
         self._drain_ends: float | None = None
         self._ending = False
@@ -75,18 +76,23 @@ class Agent:
     @property
     def next_wakeup(self) -> float | None:
         """When a `Tick` is wanted at the latest."""
+        if self.closed:
+            return None
+        if self.supply.freeing:
+            return self._now
         times = (self._heartbeat_at, self._ledger.flush_at, self._drain_ends, self.workforce.next_wakeup())
-        return None if self.closed else min((time for time in times if time is not None), default=None)
+        return min((time for time in times if time is not None), default=None)
 
     def handle(self, now: float, event: Event) -> list[Effect]:
         """Take in one event; what is to be done, in order."""
         effects = self._ledger.effects = []
+        self._now = now
         if self.closed:
             return effects
         self._take(now, event)
         if self._recalls and not self.workforce.taking_back:
             self._answer_recalls()
-        if self._queue.count and not self._draining:
+        if not self._draining:
             self.workforce.give_out(now)
         self.supply.finish_event()
         if self._draining:
@@ -162,7 +168,7 @@ class Agent:
                     if message.count > self._queue.count + self.supply.waiting_count:
                         self.workforce.ask_all_back()
             case messages.Stop(names):
-                self._stop(names)
+                self._stop(names, now)
             case messages.Fetch(values):
                 self.supply.order(values)
             case messages.WorkerWelcome(epoch):
@@ -171,7 +177,7 @@ class Agent:
                     self._heartbeat_at = now
                     self._wake(now)
             case messages.ShutDown(reason):
-                self._close(f"the scheduler said so: {reason}", 0)
+                self._close(f"the scheduler said so: {reason}", 0 if self.welcomed else 2)
             case messages.Heartbeat():
                 pass
             case _:
@@ -195,7 +201,7 @@ class Agent:
             names += self._ledger.brought_back(*task)
         self._ledger.send(messages.Recalled(self._ledger.epoch, request, names))
 
-    def _stop(self, names: list[int]) -> None:
+    def _stop(self, names: list[int], now: float) -> None:
         for position in range(0, len(names), 2):
             attempt, row = names[position], names[position + 1]
             assignment = self._ledger.find(attempt)
@@ -207,7 +213,7 @@ class Agent:
             if self.supply.stop_waiting(assignment, task) or self._queue.remove(assignment, task):
                 self._ledger.failed(assignment, task, "cancelled", b"", {})
             else:
-                self.workforce.stop(assignment, task)
+                self.workforce.stop(assignment, task, now)
 
     # ------------------------------------------------------------------ time
 
@@ -223,7 +229,7 @@ class Agent:
                 "slots_running": self.workforce.running_count,
                 "tasks_queued": self._queue.count,
                 "tasks_waiting": self.supply.waiting_count,
-                "values": len(values),
+                "values": values.count,
                 "small_bytes": values.small_bytes,
                 "segment_bytes": values.segment_bytes,
                 **self._figures,
@@ -235,7 +241,8 @@ class Agent:
     def _start_draining(self, now: float) -> None:
         if self._draining:
             return
-        self._draining = self.workforce.closing = True
+        self._draining = True
+        self.workforce.stop_replacing()
         self._drain_ends = now + self._identity.drain_seconds
         self._ledger.send(messages.Draining(self._ledger.epoch))
         self.workforce.ask_all_back()
@@ -251,7 +258,7 @@ class Agent:
         elif self._drain_ends is not None and now >= self._drain_ends and not self._ending:
             self._ending = True
             self._drain_ends = None
-            self.workforce.end_running()
+            self.workforce.end_running(now)
 
     def _close(self, reason: str, exit_status: int) -> None:
         self._ledger.flush()

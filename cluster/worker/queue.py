@@ -30,6 +30,7 @@ class Assignment:
     """One grant: rows under one attempt, and what they need to run. A task in it is an index."""
 
     __slots__ = (
+        "_indices",
         "arguments",
         "attempt",
         "blob",
@@ -60,6 +61,7 @@ class Assignment:
         self.values: list[Any] = grant.values
         self.inline_limit_bytes = grant.inline_limit_bytes
         self.timeout_seconds = float(grant.options.get("timeout_seconds") or 0.0)
+        self._indices: dict[int, int] | None = None  # made when a task is first looked for
         self.remaining = len(self.rows)  # tasks that have not been answered for
         # Ended and not reported yet: (row, nbytes, bytes that travel along, seconds) each.
         self.unsent: list[tuple[int, int, bytes, float]] = []
@@ -67,10 +69,11 @@ class Assignment:
 
     def index_of(self, row: int) -> int:
         """The task's index, -1 if the row is not in this grant."""
-        try:
-            return self.rows.index(row)
-        except ValueError:
-            return -1
+        if isinstance(self.rows, range):
+            return row - self.rows.start if row in self.rows else -1
+        if self._indices is None:
+            self._indices = {row: index for index, row in enumerate(self.rows)}
+        return self._indices.get(row, -1)
 
     def needs(self, index: int) -> array[int]:
         """What task `index` takes as inputs, as indices of `values`."""

@@ -25,7 +25,7 @@ class RunTimes:
         self._latest: deque[float] = deque(maxlen=_REMEMBERED_RUNS)
         self._median = -1.0
 
-    def add(self, run_seconds: list[float]) -> None:
+    def add(self, run_seconds: tuple[float, ...]) -> None:
         """Note the times of some runs."""
         self._latest.extend(run_seconds)
         self._median = -1.0
@@ -74,6 +74,8 @@ class Slot:
         self.front_since = 0.0  # since when the front task has been the front one, so about when it was claimed
         self.functions: set[bytes] = set()  # handed to this process
         self.taking_back = False
+        # Nothing was given since all was taken out: what the slot still has, it has claimed (and perhaps reported).
+        self.pipe_is_empty = True
         self.stops: dict[int, str] = {}  # sequence -> "cancelled" or "timeout": to be ended, why
         self.kill_at: float | None = None  # an interrupt was sent; when patience ends
         self.segment = ""  # path of the segment that the running task was given
@@ -86,19 +88,20 @@ class Slot:
             self.front_since = now
         self.next_sequence += count
         self.outstanding += count
+        self.pipe_is_empty = False
         self.pieces.append(Piece(sequence, assignment, index, count))
         return sequence
 
-    def end_front(self, now: float) -> tuple[Assignment, int]:
-        """The front task has ended; which one it was."""
+    def end_front(self, count: int, now: float) -> tuple[Assignment, int]:
+        """So many tasks of the front piece have ended; the assignment and the first one's index."""
         piece = self.pieces[0]
         assignment, index = piece.assignment, piece.index
-        piece.sequence += 1
-        piece.index += 1
-        piece.count -= 1
+        piece.sequence += count
+        piece.index += count
+        piece.count -= count
         if not piece.count:
             self.pieces.popleft()
-        self.outstanding -= 1
+        self.outstanding -= count
         self.front_since = now
         return assignment, index
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from cluster.wire import messages
 from cluster.worker.events import CreateSegment, FetchFrom, RemoveSegments, ServeSegment, ToPeer
@@ -14,7 +16,9 @@ from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
 
 __all__ = ["Supply"]
 
-_NOBODY = -1
+_NOBODY: Final = -1
+# Forgetting a million values would take 0.2 s; this many take about 2 ms.
+_ROWS_FREED_AN_EVENT: Final = 10_000
 
 
 class Arrival(NamedTuple):
@@ -49,6 +53,7 @@ class Supply:
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
         self._arrivals: dict[int, Arrival] = {}
         self._held: list[int] = []
+        self._freed: deque[tuple[int, int, int]] = deque()  # attempt, first row, count: not forgotten yet
 
     @property
     def waiting_count(self) -> int:
@@ -59,6 +64,8 @@ class Supply:
 
     def bring(self, assignment: Assignment) -> None:
         """Queue the tasks whose inputs are here, and get what the others lack."""
+        if assignment.values:
+            self.finish_freeing()
         count = len(assignment.rows)
         missing: dict[int, Want] = {}
         held = self.values
@@ -96,9 +103,9 @@ class Supply:
 
     # ------------------------------------------------------------------ values that come
 
-    def store_small(self, attempt: int, row: int, data: bytes) -> None:
-        """Hold the value of a run that has ended here."""
-        self.values.add_bytes(value_key(attempt, row), data)
+    def store_small(self, attempt: int, rows: Sequence[int], values: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Hold the small values of runs that have ended here; what is held may be other objects with these bytes."""
+        return self.values.add_small(attempt, rows, values)
 
     def store_segment(self, attempt: int, row: int, segment: Segment) -> None:
         """Hold the large value of a run that has ended here."""
@@ -110,6 +117,7 @@ class Supply:
 
     def arrived_in_segment(self, peer: int, row: int, attempt: int, nbytes: int, path: str) -> None:
         """A large value has come, into a segment."""
+        self.finish_freeing()
         key = value_key(attempt, row)
         if key in self.values:
             self._ledger.effects.append(RemoveSegments([path]))
@@ -119,6 +127,7 @@ class Supply:
 
     def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
         """A value has come from another agent."""
+        self.finish_freeing()
         key = value_key(attempt, row)
         self._fetching.ended(address, key)
         if self._fetching.find(key) is None:
@@ -138,6 +147,7 @@ class Supply:
 
     def order(self, entries: list[Any]) -> None:
         """Get copies that the scheduler wants here."""
+        self.finish_freeing()
         for entry in entries:
             row, attempt, nbytes, _ = entry
             if value_key(attempt, row) in self.values:
@@ -184,22 +194,43 @@ class Supply:
                 effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
 
     def free(self, names: list[int]) -> None:
-        """Forget values, flat `[attempt, first row, count, …]`."""
-        paths: list[str] = []
+        """Forget values, flat `[attempt, first row, count, …]`: some now, the others in the events that follow."""
         for position in range(0, len(names), 3):
             attempt, first, count = names[position : position + 3]
+            self._freed.append((attempt, first, count))
+
+    @property
+    def freeing(self) -> bool:
+        """Whether values remain to be forgotten; then events should follow without delay."""
+        return bool(self._freed)
+
+    def finish_freeing(self, rows: int = sys.maxsize) -> None:
+        """Forget so many of the values that were freed. All of them before a name may become known anew."""
+        if not self._freed:
+            return
+        paths: list[str] = []
+        while self._freed and rows > 0:
+            attempt, first, count = self._freed.popleft()
+            if count > rows:
+                self._freed.appendleft((attempt, first + rows, count - rows))
+                count = rows
+            rows -= count
             paths += self.values.remove(attempt, first, count)
             if len(self._fetching):
-                for row in range(first, first + count):
-                    want = self._fetching.forget(value_key(attempt, row))
-                    if want is not None:
-                        want.ordered = False
-                        self._give_up(want, want.address, "the scheduler freed it")
+                self._end_wants(attempt, first, count)
         if paths:
             self._ledger.effects.append(RemoveSegments(paths))
 
+    def _end_wants(self, attempt: int, first: int, count: int) -> None:
+        for row in range(first, first + count):
+            want = self._fetching.forget(value_key(attempt, row))
+            if want is not None:
+                want.ordered = False
+                self._give_up(want, want.address, "the scheduler freed it")
+
     def finish_event(self) -> None:
         """Say what has come and ask for what is missing; called once at the end of each event."""
+        self.finish_freeing(_ROWS_FREED_AN_EVENT)
         if self._held:
             self._ledger.send(messages.Held(self._ledger.epoch, self._held))
             self._held = []
@@ -209,11 +240,12 @@ class Supply:
     # ------------------------------------------------------------------ inside
 
     def _receive(self, peer: int, row: int, attempt: int, nbytes: int, data: bytes) -> None:
+        self.finish_freeing()
         key = value_key(attempt, row)
         if key in self.values:
             self._now_held(peer, row, attempt, nbytes)
         elif len(data) <= SMALL_VALUE_BYTES:
-            self.values.add_bytes(key, data)
+            self.values.add_small(attempt, (row,), (data,))
             self._now_held(peer, row, attempt, nbytes)
         else:
             request = self._new_request()

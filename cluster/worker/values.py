@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 __all__ = ["SMALL_VALUE_BYTES", "Holding", "Segment", "Values", "value_key"]
@@ -25,49 +26,56 @@ def value_key(attempt: int, row: int) -> int:
     return attempt << 32 | row
 
 
+# Many small dictionaries and not one, which would stop the agent for 30 ms whenever it grows past another million.
+_SHARDS: Final = 256
+
+
 class Values:
     """What is held. Says which segments fell out of use; removing them is the shell's."""
 
     def __init__(self) -> None:
-        self._held: dict[int, Holding] = {}
+        self._shards: list[dict[int, Holding]] = [{} for _ in range(_SHARDS)]  # by attempt
         self._last: bytes = b""
+        self.count = 0
         self.small_bytes = 0
         self.segment_bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def __contains__(self, key: int) -> bool:
-        return key in self._held
+        return key in self._shards[(key >> 32) % _SHARDS]
 
     def get(self, key: int) -> Holding | None:
         """The value, if it is held."""
-        return self._held.get(key)
+        return self._shards[(key >> 32) % _SHARDS].get(key)
 
-    def add_bytes(self, key: int, data: bytes) -> None:
-        """Hold a small value under a key that is new."""
-        # The same bytes in a row (None, True, 0) are common in a map; they share one object then.
-        if data == self._last:
-            data = self._last
-        else:
-            self._last = data
-        self._held[key] = data
-        self.small_bytes += len(data)
+    def add_small(self, attempt: int, rows: Sequence[int], values: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Hold small values under names that are new; the objects that are held."""
+        # Nothing but None, or True, is a common result of a whole map: those values are one object then.
+        if len(set(values)) == 1:
+            if values[0] != self._last:
+                self._last = values[0]
+            values = (self._last,) * len(values)
+        base = attempt << 32
+        self._shards[attempt % _SHARDS].update(zip([base | row for row in rows], values, strict=True))
+        self.count += len(values)
+        self.small_bytes += sum(map(len, values))
+        return values
 
     def add_segment(self, key: int, segment: Segment) -> None:
         """Hold a large value under a key that is new."""
-        self._held[key] = segment
+        self._shards[(key >> 32) % _SHARDS][key] = segment
+        self.count += 1
         self.segment_bytes += segment.nbytes
 
     def remove(self, attempt: int, first_row: int, count: int) -> list[str]:
         """Forget a run of rows of one attempt; the paths of the segments that nobody needs now."""
         paths: list[str] = []
-        held = self._held
+        shard = self._shards[attempt % _SHARDS]
         first = value_key(attempt, first_row)
         for key in range(first, first + count):
-            value = held.pop(key, None)
+            value = shard.pop(key, None)
             if value is None:
                 continue
+            self.count -= 1
             if type(value) is bytes:
                 self.small_bytes -= len(value)
             else:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cluster.errors import ProtocolError
 from cluster.worker.events import (
     AnswerSegment,
     CreateSegment,
@@ -60,7 +61,6 @@ class Workforce:
     ) -> None:
         self.slots = [Slot(index) for index in range(count)]
         self.functions: dict[bytes, tuple[str, bytes]] = {}
-        self.closing = False  # no slot is replaced any more
         self._ledger = ledger
         self._queue = queue
         self._supply = supply
@@ -68,6 +68,7 @@ class Workforce:
         self._requests: dict[int, tuple[int, int, int]] = {}  # segments being created: slot, sequence, nbytes
         self._run_times: dict[bytes, RunTimes] = {}
         self._balance_at: float | None = None
+        self._closing = False
 
     # ------------------------------------------------------------------ facts
 
@@ -122,7 +123,7 @@ class Workforce:
             self._put_back(slot, slot.cut(end.unclaimed[0]))
         while slot.outstanding:
             sequence = slot.pieces[0].sequence
-            assignment, task = slot.end_front(now)
+            assignment, task = slot.end_front(1, now)
             kind = slot.stops.pop(sequence, "died")
             if was_ours and kind == "died":
                 # We ended it for another task, which had just ended by itself.
@@ -133,8 +134,9 @@ class Workforce:
         slot.stops.clear()
         slot.kill_at = None
         slot.taking_back = False
+        slot.pipe_is_empty = True
         slot.state = SlotState.ABSENT
-        if self.closing:
+        if self._closing:
             return
         if not was_starting:
             self._start(slot)
@@ -150,13 +152,19 @@ class Workforce:
         doublings = min(slot.failed_starts - 1, 10)
         slot.start_at = now + min(_LAST_RESTART_SECONDS, _FIRST_RESTART_SECONDS * 2**doublings)
 
-    def end_running(self) -> None:
+    def stop_replacing(self) -> None:
+        """From now on no slot is started any more."""
+        self._closing = True
+        for slot in self.slots:
+            slot.start_at = None
+
+    def end_running(self, now: float) -> None:
         """End every task that a slot still has; each is answered as cancelled."""
         for slot in self.slots:
             for piece in slot.pieces:
                 for sequence in range(piece.sequence, piece.sequence + piece.count):
                     slot.stops.setdefault(sequence, "cancelled")
-            self._ask_back(slot)
+            self._pursue_stop(slot, now)
 
     def _start(self, slot: Slot) -> None:
         slot.start_at = None
@@ -182,44 +190,60 @@ class Workforce:
     def reported(self, index: int, reports: list[Any], now: float) -> None:
         """Tasks have ended in the slot."""
         slot = self.slots[index]
-        measured: dict[bytes, list[float]] = {}
-        at_once = False
-        for report in reports:
-            sequence, seconds, outcome = report[0], report[1], report[2]
-            assignment, task = slot.end_front(now)
-            kind = slot.stops.pop(sequence, "") if slot.stops else ""
-            slot.kill_at = None
-            if type(outcome) is bytes or outcome == "segment":
-                if kind == "cancelled":
-                    self._drop_segment(slot)
-                    self._ledger.failed(assignment, task, "cancelled", b"", {}, seconds)
-                    continue
-                self._store(slot, assignment, task, report, now)
-                at_once = at_once or seconds >= _REPORT_AT_ONCE_SECONDS
+        slowest, position = 0.0, 0
+        while position < len(reports):
+            if reports[position][0] != slot.pieces[0].sequence:
+                raise ProtocolError(f"slot {index} reports task {reports[position][0]}, which it was not given to run")
+            function_id = slot.pieces[0].assignment.function_id
+            count = _count_plain(reports, position, slot.pieces[0].count) if not slot.stops else 0
+            if count:
+                batch = reports[position : position + count]
+                seconds = self._plain_values(slot, batch, now)
             else:
-                self._drop_segment(slot)
-                if outcome == "interrupted":
-                    outcome = kind or "cancelled"
-                self._ledger.failed(assignment, task, outcome, report[3], report[4], seconds)
-            measured.setdefault(assignment.function_id, []).append(seconds)
-        for function_id, times in measured.items():
-            self._run_times.setdefault(function_id, RunTimes()).add(times)
+                count = 1
+                self._one_report(slot, reports[position], now)
+                seconds = (reports[position][1],)
+            position += count
+            slowest = max(slowest, max(seconds))
+            self._run_times.setdefault(function_id, RunTimes()).add(seconds)
+        slot.kill_at = None
+        self._pursue_stop(slot, now)
         self.give_out(now)
-        if at_once or not slot.outstanding:
+        if slowest >= _REPORT_AT_ONCE_SECONDS or not slot.outstanding:
             self._ledger.flush()
 
-    def _store(self, slot: Slot, assignment: Assignment, task: int, report: list[Any], now: float) -> None:
-        attempt, row = assignment.attempt, assignment.rows[task]
-        if type(report[2]) is bytes:
-            data = report[2]
-            self._supply.store_small(attempt, row, data)
-            contains = report[3] if len(report) > 3 else []
-            self._ledger.succeeded(assignment, task, len(data), data, report[1], contains, now)
+    def _plain_values(self, slot: Slot, batch: list[Any], now: float) -> tuple[float, ...]:
+        """Small values of consecutive tasks, which is what a flood consists of: handled as columns."""
+        assignment, first = slot.end_front(len(batch), now)
+        _, seconds, values = zip(*batch, strict=True)
+        rows = assignment.rows[first : first + len(batch)]
+        values = self._supply.store_small(assignment.attempt, rows, values)
+        self._ledger.succeeded(assignment, rows, list(map(len, values)), values, seconds, now)
+        return cast("tuple[float, ...]", seconds)
+
+    def _one_report(self, slot: Slot, report: list[Any], now: float) -> None:
+        sequence, seconds, outcome = report[0], report[1], report[2]
+        assignment, task = slot.end_front(1, now)
+        kind = slot.stops.pop(sequence, "")
+        row = assignment.rows[task]
+        if type(outcome) is not bytes and outcome != "segment":
+            self._drop_segment(slot)
+            if outcome == "interrupted":
+                outcome = kind or "cancelled"
+            self._ledger.failed(assignment, task, outcome, report[3], report[4], seconds)
+        elif kind == "cancelled":
+            self._drop_segment(slot)
+            self._ledger.failed(assignment, task, "cancelled", b"", {}, seconds)
+        elif type(outcome) is bytes:
+            values = self._supply.store_small(assignment.attempt, (row,), (outcome,))
+            self._ledger.succeeded(assignment, (row,), [len(outcome)], values, (seconds,), now)
+            self._ledger.note_contained(assignment, row, report[3] if len(report) > 3 else [])
         else:
             nbytes, contains = report[3], report[4]
-            self._supply.store_segment(attempt, row, Segment(slot.segment, nbytes))
+            self._supply.store_segment(assignment.attempt, row, Segment(slot.segment, nbytes))
             slot.segment = ""
-            self._ledger.succeeded(assignment, task, nbytes, b"", report[1], contains, now)
+            self._ledger.succeeded(assignment, (row,), [nbytes], (b"",), (seconds,), now)
+            self._ledger.note_contained(assignment, row, contains)
 
     # ------------------------------------------------------------------ segments for results
 
@@ -363,7 +387,7 @@ class Workforce:
         full = [
             slot
             for slot in self.slots
-            if slot.outstanding > 1 and slot.state is SlotState.READY and not slot.taking_back
+            if slot.outstanding > 1 and slot.state is SlotState.READY and not (slot.taking_back or slot.pipe_is_empty)
         ]
         if not full:
             return
@@ -375,7 +399,7 @@ class Workforce:
             self._balance_at = patience_ends
 
     def _ask_back(self, slot: Slot) -> None:
-        if slot.outstanding and slot.state is SlotState.READY and not slot.taking_back:
+        if slot.state is SlotState.READY and not slot.pipe_is_empty and not slot.taking_back:
             slot.taking_back = True
             self._ledger.effects.append(TakeBack(slot.index))
 
@@ -394,13 +418,10 @@ class Workforce:
         """Those records came back from the slot's pipe."""
         slot = self.slots[index]
         slot.taking_back = False
+        slot.pipe_is_empty = True
         if sequences:
             self._put_back(slot, slot.cut(sequences[0]))
-        # What was to be stopped and did not come back is running.
-        if slot.state is SlotState.READY and slot.outstanding:
-            sequence = slot.pieces[0].sequence
-            if sequence in slot.stops and slot.kill_at is None:
-                self._interrupt(slot, sequence, now)
+        self._pursue_stop(slot, now)
 
     def _put_back(self, slot: Slot, taken: list[tuple[int, Stretch]]) -> None:
         stretches: list[Stretch] = []
@@ -418,15 +439,23 @@ class Workforce:
 
     # ------------------------------------------------------------------ stopping
 
-    def stop(self, assignment: Assignment, task: int) -> None:
+    def stop(self, assignment: Assignment, task: int, now: float) -> None:
         """End a task that a slot has, claimed or not."""
         for slot in self.slots:
             sequence = slot.find(assignment, task)
             if sequence:
-                if slot.stops.get(sequence) != "cancelled":
-                    slot.stops[sequence] = "cancelled"
-                    self._ask_back(slot)
+                slot.stops[sequence] = "cancelled"
+                self._pursue_stop(slot, now)
                 return
+
+    def _pursue_stop(self, slot: Slot, now: float) -> None:
+        """If tasks of the slot are to be stopped: take out those that are not claimed, interrupt the one that runs."""
+        if not slot.stops or slot.state is not SlotState.READY:
+            return
+        if not slot.pipe_is_empty:
+            self._ask_back(slot)
+        elif slot.outstanding and slot.pieces[0].sequence in slot.stops and slot.kill_at is None:
+            self._interrupt(slot, slot.pieces[0].sequence, now)
 
     def wake(self, now: float) -> None:
         """Do what was left for later: timeouts, kills, restarts, a second look at the pipes."""
@@ -451,6 +480,16 @@ class Workforce:
     def _interrupt(self, slot: Slot, sequence: int, now: float) -> None:
         slot.kill_at = now + _STOP_PATIENCE_SECONDS
         self._ledger.effects.append(Interrupt(slot.index, sequence))
+
+
+def _count_plain(reports: list[Any], start: int, limit: int) -> int:
+    """How many reports from there on are small values without futures in them."""
+    stop = min(len(reports), start + limit)
+    for position in range(start, stop):
+        report = reports[position]
+        if len(report) != 3 or type(report[2]) is not bytes:
+            return position - start
+    return stop - start
 
 
 def _cause(end: SlotExited) -> str:

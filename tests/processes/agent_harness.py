@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 import cloudpickle
 
 from cluster.secret import load_or_create_secret
-from cluster.transport.tcp import Connection, listen
+from cluster.transport.tcp import Connection, connect, listen
 from cluster.wire import messages
 
 Kind = TypeVar("Kind")
@@ -34,6 +34,7 @@ class PlayedScheduler:
         self.address = ""
         self.received: queue.Queue[tuple[Connection, Any]] = queue.Queue()
         self.connections: list[Connection] = []
+        self.connections_out: list[Connection] = []
         self.closed = threading.Event()
         self._seen: list[Any] = []
         self._secret = secret
@@ -68,7 +69,7 @@ class PlayedScheduler:
         self._listening.set()
         self._loop.run_forever()
         self._listener.close()
-        for connection in self.connections:
+        for connection in self.connections + self.connections_out:
             connection.abort()
         self._loop.run_until_complete(asyncio.sleep(0.01))
         self._loop.close()
@@ -89,8 +90,8 @@ class PlayedScheduler:
         for connection in self.connections:
             self._loop.call_soon_threadsafe(connection.abort)
 
-    def expect(self, kind: type[Kind], seconds: float = DEADLINE_SECONDS) -> Kind:
-        """The next message of that class; others that come before are kept for later."""
+    def expect(self, kind: type[Kind] | tuple[type[Kind], ...], seconds: float = DEADLINE_SECONDS) -> Kind:
+        """The next message of that class, or of one of these; others that come before are kept for later."""
         for position, message in enumerate(self._seen):
             if isinstance(message, kind):
                 del self._seen[position]
@@ -100,10 +101,14 @@ class PlayedScheduler:
             try:
                 _, message = self.received.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise AssertionError(f"no {kind.__name__} came; {self._seen} did") from None
+                raise AssertionError(f"no {kind} came; {self._seen} did") from None
             if isinstance(message, kind):
                 return message
             self._seen.append(message)
+
+    def peer(self, address: str) -> Peer:
+        """A connection to that agent, as another worker or a client would have it."""
+        return Peer(self, self._loop, address, self._secret)
 
     def done(self, tasks: int) -> dict[tuple[int, int], bytes]:
         """Wait until so many tasks have succeeded: (attempt, row) -> the bytes that came along."""
@@ -112,6 +117,70 @@ class PlayedScheduler:
             for attempt, row, _, data in done_rows(self.expect(messages.Done)):
                 values[attempt, row] = data
         return values
+
+
+class Peer:
+    """Asks an agent for values, and pushes some."""
+
+    def __init__(
+        self, scheduler: PlayedScheduler, loop: asyncio.AbstractEventLoop, address: str, secret: bytes
+    ) -> None:
+        self._loop = loop
+        self._answers: queue.Queue[Any] = queue.Queue()
+        self.connection = asyncio.run_coroutine_threadsafe(
+            connect(
+                address,
+                secret=secret,
+                role="client",
+                peer_roles=("worker",),
+                on_message=self._message,
+                on_closed=lambda connection, reason: self._answers.put(reason),
+            ),
+            loop,
+        ).result(DEADLINE_SECONDS)
+        scheduler.connections_out.append(self.connection)
+
+    def _message(self, connection: Connection, message: Any) -> None:
+        if isinstance(message, messages.ValueStream):
+            data = bytearray(message.nbytes)
+            connection.receive_raw(memoryview(data), lambda: self._answers.put((message, bytes(data))))
+        else:
+            self._answers.put((message, getattr(message, "data", b"")))
+
+    def get(self, names: list[tuple[int, int]]) -> list[bytes]:
+        """The values of these (row, attempt); empty where there is none."""
+        self.ask(names)
+        found = []
+        for name in names:
+            message, data = self._answers.get(timeout=DEADLINE_SECONDS)
+            assert (message.row, message.attempt) == name
+            found.append(data)
+        return found
+
+    def ask(self, names: list[tuple[int, int]]) -> None:
+        """Ask for values without waiting for them."""
+        request = messages.GetValues(1, [number for name in names for number in name])
+        self._loop.call_soon_threadsafe(self.connection.send, request)
+
+    def stop_reading(self) -> None:
+        """Read nothing more from the agent."""
+        transport = self.connection._transport
+        assert transport is not None
+        self._loop.call_soon_threadsafe(transport.pause_reading)
+
+    def put(self, row: int, attempt: int, data: bytes) -> str:
+        """Push a value; the error, if any."""
+        small = len(data) <= 1 << 20
+
+        def send() -> None:
+            self.connection.send(messages.PutValue(row, attempt, len(data), data if small else b""))
+            if not small:
+                self.connection.send_raw([data])
+
+        self._loop.call_soon_threadsafe(send)
+        message, _ = self._answers.get(timeout=DEADLINE_SECONDS)
+        assert (message.row, message.attempt) == (row, attempt)
+        return str(message.error)
 
 
 def done_rows(done: messages.Done) -> Iterator[tuple[int, int, int, bytes]]:
@@ -171,8 +240,9 @@ class Worker:
     """The process of a `cluster-worker`."""
 
     def __init__(self, address: str, *arguments: str, wait_until_joined: bool = True, **popen: Any) -> None:
+        program = popen.pop("program", ("-m", "cluster.cli.worker"))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli.worker", address, *arguments],
+            [sys.executable, *program, address, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

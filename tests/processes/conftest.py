@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cluster import Client, LocalCluster
 from tests.surroundings import Surroundings
 
 # (workers, slots of each): the usual one first.
@@ -46,10 +46,8 @@ def cluster_shape(request: pytest.FixtureRequest) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def local_cluster(cluster_shape: tuple[int, int]) -> Iterator[Any]:
+def local_cluster(cluster_shape: tuple[int, int]) -> Iterator[LocalCluster]:
     """A running cluster that a module's tests share; a test that harms one starts its own."""
-    from cluster import LocalCluster
-
     workers, slots = cluster_shape
     surroundings = Surroundings()
     with pytest.MonkeyPatch.context() as environment:
@@ -62,9 +60,7 @@ def local_cluster(cluster_shape: tuple[int, int]) -> Iterator[Any]:
 
 
 @pytest.fixture
-def client(local_cluster: Any) -> Iterator[Any]:
+def client(local_cluster: LocalCluster) -> Iterator[Client]:
     """A client of the module's cluster."""
-    from cluster import Client
-
     with Client(local_cluster) as connected:
         yield connected

@@ -22,7 +22,19 @@ M = TypeVar("M")
 
 def numbers_of(runs: list[int]) -> list[int]:
     """The numbers that flat runs stand for."""
-    return [number for first, count in zip(runs[::2], runs[1::2], strict=True) for number in range(first, first + count)]
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    return [number for first, count in pairs for number in range(first, first + count)]
+
+
+def runs_of(numbers: Iterable[int]) -> list[int]:
+    """Numbers as flat runs."""
+    runs: list[int] = []
+    for number in numbers:
+        if runs and runs[-2] + runs[-1] == number:
+            runs[-1] += 1
+        else:
+            runs += (number, 1)
+    return runs
 
 
 class Peer:
@@ -157,7 +169,7 @@ class WorkerSide(Peer):
     ) -> None:
         """Report rows of a grant (all of them, if none are named) as done."""
         rows = numbers_of(grant.runs) if rows is None else list(rows)
-        runs = [number for row in rows for number in (row, 1)]
+        runs = runs_of(rows)
         sizes = [len(piece) or nbytes for piece in pieces] if pieces else [nbytes] * len(rows)
         offsets = array("I", accumulate(map(len, pieces), initial=0)).tobytes() if pieces else b""
         self.say(

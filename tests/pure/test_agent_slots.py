@@ -229,6 +229,19 @@ def test_no_short_task_waits_behind_a_long_one_while_a_slot_idles() -> None:
     assert sorted(names) == [(2, row) for row in range(20)]
 
 
+def test_a_slot_that_gets_ready_late_takes_its_share_of_a_full_pipe() -> None:
+    model = AgentModel(slots=2)
+    model.die(1)
+    model.tell(grant(1, 1))
+    model.work()
+    model.tell(grant(2, 20))
+    model.slots[0].claim()
+    assert len(model.slots[0].pipe) == 19
+    model.start_slots()
+    model.wait(0.001)
+    assert len(model.slots[1].pipe) >= 9
+
+
 def test_work_that_takes_a_moment_is_not_moved() -> None:
     model = AgentModel(slots=2)
     short_behind_long(model)
@@ -395,6 +408,19 @@ def test_a_task_that_ends_while_it_is_being_stopped_is_cancelled() -> None:
     model.tell(grant(2, 1))
     model.wait(2)
     assert not model.killed
+
+
+def test_a_running_task_is_interrupted_though_the_report_before_it_was_not_read_yet() -> None:
+    model = AgentModel(slots=1)
+    model.tell(grant(1, 1))
+    model.work()
+    model.tell(grant(2, 2))
+    model.read_at_once = False
+    model.finish(0)
+    sequence = model.slots[0].claim()
+    model.tell(messages.Stop([2, 1]))
+    model.read(0)
+    assert model.slots[0].interrupted[-1:] == [sequence]
 
 
 def test_a_stop_of_an_unknown_run_is_ignored() -> None:

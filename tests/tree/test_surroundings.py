@@ -26,7 +26,8 @@ def test_a_process_that_outlives_its_test_is_named_and_ended(monkeypatch: pytest
 
 def test_a_file_left_in_shared_memory_is_named_and_removed() -> None:
     surroundings = Surroundings()
-    (surroundings.shared_memory / "value").write_bytes(b"left")
-    assert surroundings.leave() == ["shared memory: value"]
+    value = surroundings.shared_memory / "value"
+    value.write_bytes(b"left")
+    assert surroundings.leave() == [f"file {value}"]
     assert not surroundings.shared_memory.exists()
     assert not surroundings.directory.exists()

@@ -1,0 +1,271 @@
+"""A simulated worker: the agent's machine with slots, files and peers in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from cluster.simulation.network import Connection
+from cluster.simulation.slots import SlotProcess
+from cluster.simulation.timer import Timer
+from cluster.wire import messages
+from cluster.worker import events
+from cluster.worker.machine import Agent, AgentIdentity
+
+if TYPE_CHECKING:
+    from cluster.simulation.world import World
+
+__all__ = ["AgentProcess"]
+
+IN_MESSAGE_BYTES = 1 << 20
+
+
+class PeerLink:
+    """A connection to another agent, and what was asked on it and not answered."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connection: Connection | None = None
+        self.asked: deque[tuple[int, int]] = deque()
+        self.requests = 0
+
+
+class AgentProcess:
+    """One life of one worker."""
+
+    def __init__(self, world: World, name: str, life: int, slots: int, resources: dict[str, float]) -> None:
+        self.world = world
+        self.name = name
+        self.address = f"tcp://{name}.{life}:1"
+        self.alive = True
+        self.draining = False
+        self.files: dict[str, bytes] = {}
+        self.slots: dict[int, SlotProcess] = {}
+        identity = f"{name}.{life}".encode().ljust(16, b".")
+        self.machine = Agent(
+            AgentIdentity(identity, name, self.address, slots, 1 << 32, resources, {}, 1, 1.0, world.plan.drain_seconds)
+        )
+        self._random = world.random_of("agents")
+        self._timer = Timer(world.clock, self._wake)
+        self._pending: deque[events.Event] = deque()
+        self._handling = False
+        self._paths = 0
+        self._links: dict[str, PeerLink] = {}
+        self._callers: dict[int, Connection] = {}
+        self._callers_seen = 0
+        self.connection = world.scheduler.accept(self._hear, self._scheduler_gone)
+        self.feed(events.Started())
+
+    # ------------------------------------------------------------------ the machine
+
+    def feed(self, event: events.Event) -> None:
+        """Hand an event to the machine and do what it asks for; events that arise meanwhile come next."""
+        if not self.alive:
+            return
+        self._pending.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        while self._pending and self.alive:
+            for effect in self.machine.handle(self.world.clock.now, self._pending.popleft()):
+                self.world.note(self.name, effect)
+                self._perform(effect)
+        self._handling = False
+        if self.alive:
+            self._timer.follow(self.machine.next_wakeup)
+
+    def _wake(self) -> None:
+        self.feed(events.Tick())
+
+    def _hear(self, item: Any) -> None:
+        self.feed(events.FromScheduler(item[0]))
+
+    def _scheduler_gone(self) -> None:
+        self.die()
+
+    def _perform(self, effect: events.Effect) -> None:
+        match effect:
+            case events.ToScheduler(message):
+                self.world.send(self.connection.to_far, message)
+            case events.GiveTasks():
+                self.slots[effect.slot].give(effect)
+            case events.DefineInSlot(slot, function_id, _, blob):
+                self.slots[slot].functions[function_id] = blob
+            case events.TakeBack(slot):
+                self._pending.append(events.TookBack(slot, self.slots[slot].take_back()))
+            case events.StartSlot(slot):
+                assert slot not in self.slots, "a slot was started that is there"
+                self.slots[slot] = SlotProcess(self, slot)
+                self.slots[slot].start()
+            case events.Interrupt(slot, sequence):
+                self.slots[slot].interrupt(sequence)
+            case events.KillSlot(slot):
+                self.slots[slot].die(-1, 9)
+            case events.AnswerSegment(slot, sequence, path, reason):
+                self.slots[slot].answer_segment(sequence, path, reason)
+            case events.CreateSegment():
+                self._create_segment(effect)
+            case events.RemoveSegments(paths):
+                for path in paths:
+                    del self.files[path]
+            case events.FetchFrom():
+                self._fetch(effect)
+            case events.ToPeer(peer, message):
+                if peer in self._callers:
+                    self.world.send(self._callers[peer].to_near, message)
+            case events.ServeSegment():
+                self._serve(effect)
+            case events.Close():
+                self.connection.near_closes()
+                self._end()
+            case events.Say():
+                pass
+
+    # ------------------------------------------------------------------ the end
+
+    def die(self) -> None:
+        """The process and its slots are killed; what it had sent may or may not arrive."""
+        if self.alive:
+            self.connection.near_dies()
+            self._end()
+
+    def _end(self) -> None:
+        self.alive = False
+        self._timer.ended = True
+        for slot in self.slots.values():
+            slot.forget()
+        for link in self._links.values():
+            if link.connection is not None:
+                link.connection.near_dies()
+        for caller in self._callers.values():
+            caller.far_dies()
+        self.world.agent_ended(self)
+
+    def drain(self) -> None:
+        """Somebody asked it to end in peace."""
+        self.draining = True
+        self.feed(events.DrainAsked())
+
+    def slot_ended(self, index: int, unclaimed: list[int], exit_code: int, signal: int) -> None:
+        """A slot's process has ended, and all that it reported was read."""
+        del self.slots[index]
+        self.feed(events.SlotExited(index, unclaimed, exit_code, signal, "its last words", 1 << 20))
+
+    # ------------------------------------------------------------------ files
+
+    def read(self, path: str) -> bytes:
+        """A file's content."""
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return self.files[path]
+
+    def write(self, path: str, data: bytes) -> None:
+        """Fill a segment, if it is still there."""
+        if path in self.files:
+            self.files[path] = data
+
+    def _new_file(self, data: bytes) -> str:
+        self._paths += 1
+        path = f"{self.address}/{self._paths}"
+        self.files[path] = data
+        return path
+
+    def _create_segment(self, effect: events.CreateSegment) -> None:
+        full = self._random.random() < self.world.plan.full_stores
+        seconds = 0.0 if self._random.random() < 0.5 else 0.002 * self._random.random()
+        if seconds:
+            self.world.clock.after(seconds, self._segment_created, effect, full)
+        else:
+            self._segment_created(effect, full)
+
+    def _segment_created(self, effect: events.CreateSegment, full: bool) -> None:
+        if not self.alive:
+            return
+        if full:
+            self.feed(events.SegmentFailed(effect.request, "the store is full"))
+        else:
+            self.feed(events.SegmentCreated(effect.request, self._new_file(effect.data)))
+
+    # ------------------------------------------------------------------ those who ask
+
+    def accept(self, connection: Connection) -> int:
+        """A peer has connected; its number."""
+        self._callers_seen += 1
+        self._callers[self._callers_seen] = connection
+        return self._callers_seen
+
+    def called(self, number: int, item: Any) -> None:
+        """A peer says something."""
+        message, content = item
+        if isinstance(message, messages.PutValue) and message.nbytes and not message.data:
+            path = self._new_file(content)
+            self.feed(events.ValuePut(number, message.row, message.attempt, message.nbytes, path))
+        else:
+            self.feed(events.FromPeer(number, message))
+
+    def hung_up(self, number: int) -> None:
+        """A peer has gone."""
+        self._callers.pop(number, None)
+
+    def _serve(self, effect: events.ServeSegment) -> None:
+        connection = self._callers.get(effect.peer)
+        if connection is None:
+            return
+        _, request, row, attempt, nbytes, path = effect
+        content = self.files[path]
+        if nbytes <= IN_MESSAGE_BYTES:
+            data = content + bytes(max(0, nbytes - len(content)))
+            self.world.send(connection.to_near, messages.Value(request, row, attempt, data), nbytes=nbytes)
+        else:
+            stream = messages.ValueStream(request, row, attempt, nbytes)
+            self.world.send(connection.to_near, stream, content, nbytes)
+
+    # ------------------------------------------------------------------ those who are asked
+
+    def _fetch(self, effect: events.FetchFrom) -> None:
+        link = self._links.get(effect.address)
+        if link is None:
+            link = self._links[effect.address] = PeerLink(effect.address)
+            if self._random.random() < self.world.plan.refused_peers:
+                self.world.clock.after(self.world.network.delay(), self._link_lost, link)
+            else:
+                link.connection = self.world.connect_to_agent(
+                    effect.address, lambda item: self._answered(link, item), lambda: self._link_lost(link)
+                )
+        names: list[int] = []
+        for position in range(0, len(effect.values), 3):
+            row, attempt, _ = effect.values[position : position + 3]
+            link.asked.append((row, attempt))
+            names += (row, attempt)
+        link.requests += 1
+        if link.connection is not None:
+            self.world.send(link.connection.to_far, messages.GetValues(link.requests, names))
+
+    def _answered(self, link: PeerLink, item: Any) -> None:
+        message, content = item
+        row, attempt = link.asked.popleft()
+        assert (message.row, message.attempt) == (row, attempt), "an agent answered what was not asked"
+        if isinstance(message, messages.Value):
+            self.feed(events.ValueFetched(link.address, row, attempt, len(message.data), message.data, ""))
+        elif isinstance(message, messages.ValueStream):
+            path = self._new_file(content)
+            self.feed(events.ValueFetched(link.address, row, attempt, message.nbytes, b"", path))
+        else:
+            self.feed(events.ValueNotFetched(link.address, row, attempt, "it does not hold the value"))
+
+    def _link_lost(self, link: PeerLink) -> None:
+        if self._links.get(link.address) is link:
+            del self._links[link.address]
+        asked, link.asked = link.asked, deque()
+        for row, attempt in asked:
+            self.feed(events.ValueNotFetched(link.address, row, attempt, "the connection has ended"))
+
+    def lose_a_link(self) -> None:
+        """A connection to another agent breaks."""
+        links = [link for link in self._links.values() if link.connection is not None]
+        if links:
+            link = self._random.choice(links)
+            assert link.connection is not None
+            link.connection.to_far.cut()
+            link.connection.to_near.forget()
+            self._link_lost(link)

@@ -1,0 +1,137 @@
+"""What must hold between processes: the promise while they work, and agreement once everything is still."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.scheduler import invariants
+from cluster.scheduler.placement import MOVE_FREELY_BYTES
+from cluster.scheduler.table import FINISHED, GRANTED, READY
+from cluster.worker.values import Segment, value_key
+
+if TYPE_CHECKING:
+    from cluster.scheduler.workers import WorkerRecord
+    from cluster.simulation.agents import AgentProcess
+    from cluster.simulation.world import World
+
+__all__ = ["PromiseWatch", "check_agreement", "check_everything_is_gone"]
+
+PROMISED_SECONDS = 0.1
+LOOK_EVERY_SECONDS = 0.02
+
+
+class PromiseWatch:
+    """No startable task waits longer than 100 ms while a slot that may run it is idle.
+
+    Startable: its inputs exist, its resources are free on that slot's worker, and what would have to be moved there is
+    small. Both the wait and the idleness are seen from outside, in the processes that run: that the scheduler has
+    granted a task to somebody is no excuse.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._next_look = 0.0
+        self._waiting_since: dict[tuple[int, int, int], float] = {}  # row, run, worker
+        self._limit_seconds = PROMISED_SECONDS + 20 * world.plan.longest_delay_seconds
+
+    def look(self) -> None:
+        """Compare who waits with who is idle, at most every 20 ms."""
+        world = self._world
+        now = world.clock.now
+        if now < self._next_look or not world.plan.keeps_the_promise:
+            return
+        self._next_look = now + LOOK_EVERY_SECONDS
+        ledger = world.scheduler.ledger
+        state = ledger.table.state
+        since: dict[tuple[int, int, int], float] = {}
+        idle = self._idle()
+        if idle and (READY in state or GRANTED in state):
+            for row, code in enumerate(state):
+                if code in (READY, GRANTED) and self._startable(row):
+                    for worker, agent in idle:
+                        if self._may_run(row, worker):
+                            key = (row, ledger.run(row).identity, worker.index)
+                            since[key] = self._waiting_since.get(key, now)
+                            self._compare(row, worker, agent, since[key])
+        self._waiting_since = since
+
+    def _startable(self, row: int) -> bool:
+        world = self._world
+        ledger = world.scheduler.ledger
+        table = ledger.table
+        if world.spec_of(row).active or any(table.state[source] != FINISHED for source in table.inputs_of(row)):
+            return False
+        if table.state[row] == GRANTED:
+            agent = world.agents.get(ledger.workers[table.holder[row]].address)
+            return agent is not None and agent.alive  # else its end is not known yet
+        return True
+
+    def _idle(self) -> list[tuple[WorkerRecord, AgentProcess]]:
+        found = []
+        for worker in self._world.scheduler.ledger.workers.values():
+            agent = self._world.agents.get(worker.address)
+            if agent is None or not agent.alive or worker.draining or agent.draining:
+                continue
+            if any(slot.idle for slot in agent.slots.values()):
+                found.append((worker, agent))
+        return found
+
+    def _may_run(self, row: int, worker: WorkerRecord) -> bool:
+        ledger = self._world.scheduler.ledger
+        table = ledger.table
+        lane = ledger.run(row).lane
+        assert lane is not None
+        if not worker.permits(lane.restriction) or worker.room_for(lane.restriction) == 0:
+            return False
+        moved = sum(table.nbytes[source] for source in table.inputs_of(row) if worker.index not in table.holders(source))
+        return moved <= MOVE_FREELY_BYTES
+
+    def _compare(self, row: int, worker: WorkerRecord, agent: AgentProcess, since: float) -> None:
+        world = self._world
+        idle_since = min(slot.idle_since for slot in agent.slots.values() if slot.idle)
+        waited = world.clock.now - max(since, idle_since, world.spec_of(row).left_a_slot_at)
+        if waited > self._limit_seconds:
+            ledger = world.scheduler.ledger
+            others = [(other.name, other.outstanding, other.recall_pending) for other in ledger.workers.values()]
+            raise AssertionError(
+                f"row {row} has waited for {waited:.3f} s while a slot of {worker.name} that may run it is idle"
+                f"\n{invariants.story(ledger, row)}\n  workers (tasks, recall pending): {others}"
+            )
+
+
+def check_agreement(world: World) -> None:
+    """Nothing is under way: scheduler, agents and files say the same of every value."""
+    ledger = world.scheduler.ledger
+    table = ledger.table
+    for worker in ledger.workers.values():
+        agent = world.agents[worker.address]
+        listed = {
+            value_key(table.attempt[row], row)
+            for row in range(len(table))
+            if table.state[row] == FINISHED and worker.index in table.holders(row)
+        }
+        held = {key: value for shard in agent.machine.supply.values._shards for key, value in shard.items()}
+        missing, orphans = sorted(listed - held.keys()), sorted(held.keys() - listed)
+        assert not missing, f"{worker.name} does not hold {_names(missing)}, which the scheduler says it does"
+        assert not orphans, f"{worker.name} holds {_names(orphans)}, of which the scheduler knows nothing"
+        paths = {value.path for value in held.values() if isinstance(value, Segment)}
+        assert paths == agent.files.keys(), f"{worker.name} has the files {sorted(agent.files)}, and uses {sorted(paths)}"
+        unanswered = agent.machine.unanswered_count
+        assert unanswered == worker.outstanding == 0, f"{worker.name} owes {unanswered} of {worker.outstanding} tasks"
+        assert not agent.machine.supply.waiting_count, f"tasks still wait for inputs at {worker.name}"
+    assert len(ledger.workers) == sum(agent.alive for agent in world.agents.values()), "workers were lost from the ledger"
+
+
+def _names(keys: list[int]) -> list[tuple[int, int]]:
+    return [(key >> 32, key & 0xFFFFFFFF) for key in keys]
+
+
+def check_everything_is_gone(world: World) -> None:
+    """Every client has released everything and left: nothing remains anywhere."""
+    invariants.check_empty(world.scheduler.ledger)
+    check_agreement(world)
+    for client in world.clients:
+        if client.alive:
+            session = client.session
+            left = (session.table._pages, session._offers, session.failures, session.dropped, session.gathered)
+            assert not any(left), f"{client.name} still knows of {left}"

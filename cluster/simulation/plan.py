@@ -1,0 +1,130 @@
+"""What a seed decides before anything happens: how large the cluster is, what its tasks are like, which faults come.
+
+Each seed switches whole kinds of faults on or off and draws their rates. The same high rates everywhere would hide what
+only shows in quiet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from cluster.simulation.workloads import Shape
+
+__all__ = ["Plan", "draw_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One seed's circumstances. Rates are events a second of virtual time while faults last."""
+
+    workers: tuple[tuple[int, float], ...] = ((2, 0.0), (1, 0.0))  # slots and GPUs of each
+    late_workers: int = 0
+    clients: int = 1
+    actions: int = 10  # what each client does
+    graph_size: int = 8
+    pause_seconds: float = 0.01  # between a client's actions
+    shape: Shape = field(default_factory=Shape)
+    fault_seconds: float = 5.0
+    shortest_delay_seconds: float = 0.00005
+    longest_delay_seconds: float = 0.002
+    framed: bool = False  # take every message through its frame
+    check_every: int = 1  # the whole ledger is checked after so many of the scheduler's events
+    lineage_rows: int = 1_000_000
+    drain_seconds: float = 5.0
+    slot_start_seconds: float = 0.01
+    slot_start_failures: float = 0.0
+    full_stores: float = 0.0
+    refused_peers: float = 0.0
+    slot_crashes: float = 0.0
+    agent_crashes: float = 0.0
+    mutes: float = 0.0  # an agent that nobody hears any more, and that does not know it
+    stalls: float = 0.0  # nothing passes between an agent or a client and the scheduler for a while
+    drains: float = 0.0
+    broken_links: float = 0.0
+    congestions: float = 0.0
+    client_crashes: float = 0.0
+    releases: float = 0.0  # chances of a client's action to be this
+    cancels: float = 0.0
+    retries: float = 0.0
+    keeps: float = 0.0
+    gathers: float = 0.1
+    shares: float = 0.0  # taking a future of another client
+    offers: float = 0.0
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing is ever lost, so that every task runs exactly once."""
+        return not (
+            self.slot_crashes or self.agent_crashes or self.mutes or self.drains or self.client_crashes
+            or self.shape.flaky or self.shape.raising or self.shape.killing or self.shape.timeouts or self.cancels
+            or self.broken_links or self.refused_peers or self.full_stores or self.stalls or self.slot_start_failures
+        )  # fmt: skip
+
+    @property
+    def keeps_the_promise(self) -> bool:
+        """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
+        return not (self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores)
+
+
+def draw_plan(random: Random) -> Plan:
+    """The circumstances of a seed."""
+
+    def chance(probability: float, low: float, high: float) -> float:
+        return low + (high - low) * random.random() if random.random() < probability else 0.0
+
+    workers = tuple(
+        (random.choice((1, 1, 2, 2, 4)), random.choice((0.0, 1.0, 2.0))) for _ in range(random.randint(1, 4))
+    )
+    shape = Shape(
+        long=chance(0.4, 0.01, 0.15),
+        none=chance(0.3, 0.1, 0.6),
+        raising=chance(0.3, 0.01, 0.1),
+        flaky=chance(0.3, 0.02, 0.2),
+        killing=chance(0.2, 0.01, 0.08),
+        timeouts=chance(0.2, 0.02, 0.3),
+        large=chance(0.4, 0.05, 0.4),
+        resources=chance(0.3, 0.05, 0.5),
+        named_workers=chance(0.2, 0.05, 0.3),
+        priorities=chance(0.3, 0.1, 0.5),
+        references=chance(0.3, 0.2, 0.8),
+        functions=random.randint(1, 4),
+    )
+    if shape.resources:
+        workers = ((workers[0][0], 2.0), *workers[1:])  # one that can run the largest task
+    faulty = random.random() < 0.7
+    slow = random.random() < 0.15
+    return Plan(
+        workers=workers,
+        late_workers=random.choice((0, 0, 1, 2)),
+        clients=random.choice((1, 1, 2, 3)),
+        actions=random.randint(3, 16),
+        graph_size=random.choice((2, 4, 8, 8, 16, 40)),
+        pause_seconds=random.choice((0.0001, 0.001, 0.01, 0.1)),
+        shape=shape,
+        fault_seconds=random.choice((0.2, 2.0, 8.0)),
+        shortest_delay_seconds=random.choice((0.00002, 0.0001)),
+        longest_delay_seconds=0.2 if slow else random.choice((0.0005, 0.002, 0.005)),
+        framed=random.random() < 0.08,
+        check_every=random.choice((1, 1, 3, 10)),
+        lineage_rows=random.choice((2, 10)) if random.random() < 0.1 else 1_000_000,
+        drain_seconds=random.choice((0.1, 5.0)),
+        slot_start_failures=chance(0.1, 0.05, 0.4) * faulty,
+        full_stores=chance(0.08, 0.01, 0.2) * faulty,
+        refused_peers=chance(0.1, 0.05, 0.3) * faulty,
+        slot_crashes=chance(0.3, 0.2, 5.0) * faulty,
+        agent_crashes=chance(0.5, 0.1, 2.0) * faulty,
+        mutes=chance(0.1, 0.1, 0.5) * faulty,
+        stalls=chance(0.15, 0.2, 2.0) * faulty,
+        drains=chance(0.15, 0.1, 1.0) * faulty,
+        broken_links=chance(0.15, 0.5, 5.0) * faulty,
+        congestions=chance(0.15, 1.0, 20.0),
+        client_crashes=chance(0.15, 0.05, 0.5) * faulty,
+        releases=chance(0.7, 0.1, 0.5),
+        cancels=chance(0.3, 0.05, 0.3),
+        retries=chance(0.3, 0.05, 0.3),
+        keeps=chance(0.2, 0.05, 0.2),
+        gathers=0.1,
+        shares=chance(0.4, 0.05, 0.3),
+        offers=chance(0.4, 0.05, 0.3),
+    )
