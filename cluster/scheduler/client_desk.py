@@ -28,6 +28,9 @@ from cluster.wire import messages
 
 __all__ = ["ClientDesk"]
 
+_AWAITED = frozenset(("awaited",))
+_NO_OPTIONS: dict[str, Any] = {}
+
 PUSHES_TRIED = 5
 
 
@@ -143,8 +146,10 @@ class ClientDesk:
         run.function = function
         run.label = message.label
         run.batch = message.batch
-        run.options = message.options
+        # Most runs have no option but this one, and a dict for each would be their largest part.
+        run.options = message.options if message.options.keys() - _AWAITED else _NO_OPTIONS
         run.priority = int(message.options.get("priority", 0))
+        run.awaited = bool(message.options.get("awaited"))
         run.arguments = message.arguments
         run.offsets = offsets
         run.blob = message.blob
@@ -246,7 +251,7 @@ class ClientDesk:
     def pushed(self, client: ClientRecord, message: messages.Pushed) -> None:
         """A client could not push a value: try again, or fail who waits for it there. (Workers tell of success.)"""
         row = client.row(message.number)
-        worker = next((w for w in self.ledger.workers.values() if w.address == message.address), None)
+        worker = self.ledger.worker_called.get(message.address)
         if row < 0 or worker is None or not message.error:
             return
         under_way = self.ledger.pushing.get(row, {})

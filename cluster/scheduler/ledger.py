@@ -104,6 +104,7 @@ class Ledger:
         self.client_of_peer: dict[int, ClientRecord] = {}
         self.workers: dict[int, WorkerRecord] = {}  # by index
         self.worker_of_peer: dict[int, WorkerRecord] = {}
+        self.worker_called: dict[str, WorkerRecord] = {}  # by name and by address
         self.functions: dict[bytes, FunctionRecord] = {}
         self.restrictions: dict[Restriction, Restriction] = {ANYWHERE: ANYWHERE}
         self.failures: dict[int, Failure] = {}

@@ -79,9 +79,12 @@ class Lifecycle:
         """The worker that holds most bytes of the row's inputs; NOBODY when no worker holds any."""
         table = self.ledger.table
         sources = table.inputs_of(row)
-        if len(sources) == 1:
-            return table.holder[sources[0]]
-        if len(sources) == 0:
+        if sources:
+            holder = table.holder
+            first = holder[sources[0]]
+            if not table.replicas and all(holder[source] == first for source in sources):
+                return first
+        else:
             if run.options.get("allow_other_workers"):
                 named = run.options.get("workers", ())
                 for worker in self.ledger.workers.values():
@@ -108,7 +111,7 @@ class Lifecycle:
             self._leave_recipes(current, run)
             table.state[current] = WAITING
             if run.offered or table.flags[current] & NO_RECIPE:
-                self.fail(current, self._cannot_recompute(current, run))
+                self.fail(current, self._cannot_recompute(current, run), holds_inputs=False)
                 continue
             for source in table.inputs_of(current):
                 table.holds[source] += 1
@@ -137,18 +140,22 @@ class Lifecycle:
 
     def finished(self, row: int, worker: WorkerRecord, nbytes: int, piece: bytes) -> None:
         """A granted row has its value on `worker`; `piece` is the value if it came along."""
-        ledger, table = self.ledger, self.ledger.table
-        run = ledger.run(row)
+        table = self.ledger.table
+        run = table.run_of[row]
+        assert run is not None
         table.state[row] = FINISHED
         table.holder[row] = worker.index
         table.nbytes[row] = nbytes
-        ledger.count_in(worker.index, nbytes)
-        self.tell_value(row, run, piece)
-        self.wake_dependents(row)
-        self.leave_inputs(row)
-        self.settle_finished(row)
+        worker.held_values += 1
+        worker.held_bytes += nbytes
+        self._tell_value(row, run, piece)
+        if table.first_edge[row] >= 0:
+            self._wake_dependents(row)
+        if run.dependency_starts is not None:
+            self.leave_inputs(row)
+        self._settle(row)
 
-    def tell_value(self, row: int, run: Run, piece: bytes) -> None:
+    def _tell_value(self, row: int, run: Run, piece: bytes) -> None:
         """Tell those who want the row that its value exists."""
         ledger = self.ledger
         flags = ledger.table.flags
@@ -158,48 +165,55 @@ class Lifecycle:
             ledger.tell_finished(client, run.first_number + row - run.start, carried)
             if carried and client.connected:
                 flags[row] |= DELIVERED
-        for client, number in ledger.aliases_of.get(row, ()):
-            ledger.tell_finished(client, number, b"" if client.congested else piece)
+        if row in ledger.aliases_of:
+            for client, number in ledger.aliases_of[row]:
+                ledger.tell_finished(client, number, b"" if client.congested else piece)
 
-    def wake_dependents(self, row: int) -> None:
-        """The row's value exists: dependents that waited for it last become ready."""
+    def _wake_dependents(self, row: int) -> None:
+        """The row's value exists: dependents that waited for it last become ready, in the order of submission."""
         ledger, table = self.ledger, self.ledger.table
-        if table.first_edge[row] < 0:
-            return
-        waiting = table.waiting
-        # In the order of submission: edges are kept newest first.
-        for dependent in reversed([other for other in table.dependents(row) if table.state[other] == WAITING]):
-            waiting[dependent] -= 1
-            if waiting[dependent] == 0:
-                run = ledger.run(dependent)
-                ledger.make_ready(run, self.home(dependent, run), dependent, dependent + 1)
+        state, waiting, run_of = table.state, table.waiting, table.run_of
+        woken = []
+        for dependent in table.dependents(row):
+            if state[dependent] == WAITING:
+                waiting[dependent] -= 1
+                if waiting[dependent] == 0:
+                    woken.append(dependent)
+        for dependent in reversed(woken):  # edges are kept newest first
+            run = run_of[dependent]
+            assert run is not None
+            ledger.make_ready(run, self.home(dependent, run), dependent, dependent + 1)
 
     def leave_inputs(self, row: int) -> None:
         """An unfinished task ended: it no longer holds its inputs' values."""
         table = self.ledger.table
+        holds = table.holds
         for source in table.inputs_of(row):
-            self.unhold(source)
+            holds[source] -= 1
+            if holds[source] == 0:
+                self._unneeded.append(source)
 
-    def settle_finished(self, row: int) -> None:
-        """After a row got its value: end a keep, answer location requests, release what nobody wants."""
+    def _settle(self, row: int) -> None:
+        """A row has ended: end a keep, answer location requests, see whether anybody needs it."""
         ledger, table = self.ledger, self.ledger.table
         if table.flags[row] & KEPT:
             table.flags[row] &= ~KEPT
             self.unhold(row)
-        if table.holds[row] == 0:
+        elif table.holds[row] == 0:
             self._unneeded.append(row)
         if row in ledger.locating:
             self.answer_locating(row)
-        if self._unneeded:
-            self.drain()
 
     def answer_locating(self, row: int) -> None:
         """A row that location requests wait for has ended."""
         for request in self.ledger.locating.pop(row, ()):
             request.ended()
 
-    def fail(self, row: int, failure: Failure) -> None:
-        """An unfinished row, and all that depend on it, end without a value."""
+    def fail(self, row: int, failure: Failure, *, holds_inputs: bool = True) -> None:
+        """An unfinished row, and all that depend on it, end without a value.
+
+        `holds_inputs`: false for a row that was to be revived and cannot be. (It may name inputs that are free by now.)
+        """
         ledger, table = self.ledger, self.ledger.table
         stack = [row]
         while stack:
@@ -219,8 +233,9 @@ class Lifecycle:
                 # A dependent that was granted may have got the value already: only a cancel stops it.
                 if failure.kind == "cancelled" or table.state[dependent] != GRANTED:
                     stack.append(dependent)
-            self.leave_inputs(current)
-            self.settle_finished(current)
+            if holds_inputs or current != row:
+                self.leave_inputs(current)
+            self._settle(current)
 
     def stop(self, row: int) -> None:
         """Order the worker of a granted row to end its run."""
@@ -232,15 +247,14 @@ class Lifecycle:
             ledger.send(worker.peer, messages.Stop([attempt, row]))
 
     def requeue(self, row: int) -> None:
-        """The run of a granted row came to nothing, for no fault of its own: it will run again."""
-        ledger, table = self.ledger, self.ledger.table
+        """The run of a granted row came to nothing, for no fault of its own: it will run again, if it is needed."""
+        table = self.ledger.table
+        run = self.ledger.run(row)
         table.holder[row] = -1
-        table.state[row] = WAITING
         if table.holds[row] == 0:
-            self._unneeded.append(row)
-            self.drain()
+            self._give_up(row, run)
         else:
-            self.start_row(row, ledger.run(row))
+            self.start_row(row, run)
 
     def lost(self, row: int) -> None:
         """The last replica of a finished row's value is gone."""
@@ -266,41 +280,58 @@ class Lifecycle:
         else:
             self.enter_recipes(row, run)
             self._unneeded.append(row)
-        self.drain()
 
     # ------------------------------------------------------------------ holds
 
     def unhold(self, row: int) -> None:
-        """One reason less to have the row's value. Call `drain` when the step is over."""
+        """One reason less to have the row's value; what follows from that is `drain`'s."""
         holds = self.ledger.table.holds
         holds[row] -= 1
         if holds[row] == 0:
             self._unneeded.append(row)
 
-    def drain(self) -> None:
-        """Release or forget everything whose last reason went."""
-        ledger, table = self.ledger, self.ledger.table
-        while self._unneeded:
-            row = self._unneeded.pop()
+    @property
+    def has_unneeded(self) -> bool:
+        """Whether `drain` has something to do."""
+        return bool(self._unneeded)
+
+    def drain(self, rows: int) -> None:
+        """Release or forget what nobody needs, at most so many rows now: an ancestry may be a million long.
+
+        A row may have been wanted again, or freed, since it was noted; that is seen here.
+        """
+        table, unneeded = self.ledger.table, self._unneeded
+        while unneeded and rows > 0:
+            rows -= 1
+            row = unneeded.pop()
             state = table.state[row]
             if state == FREE or table.holds[row] > 0:
                 continue
-            run = ledger.run(row)
-            if state == GRANTED:
-                continue  # let it run out: stopping is for those who ask for it
+            run = table.run_of[row]
+            assert run is not None
             if state == FINISHED:
                 self._release_value(row)
+                if table.heirs[row] == 0:
+                    self._forget(row, run)
+                    continue
                 self.enter_recipes(row, run)
                 if run.offered:
                     self._disinherit(row)
             elif state in (WAITING, READY):
                 if state == READY:
-                    ledger.not_ready(row)
-                table.state[row] = RELEASED
-                self.enter_recipes(row, run)
-                self.leave_inputs(row)
-            if table.heirs[row] == 0:
-                self._forget(row)
+                    self.ledger.not_ready(row)
+                self._give_up(row, run)
+            elif state != GRANTED and table.heirs[row] == 0:  # what is granted runs out: stopping is for cancels
+                if state == RELEASED:
+                    self._leave_recipes(row, run)
+                self._forget(row, run)
+
+    def _give_up(self, row: int, run: Run) -> None:
+        """An unfinished row that nobody needs is not run."""
+        self.ledger.table.state[row] = RELEASED
+        self.enter_recipes(row, run)
+        self.leave_inputs(row)
+        self._unneeded.append(row)
 
     def release_plain(self, run: Run, start: int, stop: int) -> bool:
         """Release consecutive finished rows by columns, if the owner's want is all that keeps any of them.
@@ -377,8 +408,7 @@ class Lifecycle:
             known = table.run_of[oldest]
             if known is not None and known.identity == identity and table.state[oldest] == RELEASED:
                 self._disinherit(oldest)
-                if table.holds[oldest] == 0 and oldest != row:
-                    self._forget(oldest)
+                self._unneeded.append(oldest)
         if len(client.recipes) > 64 and len(client.recipes) > 2 * client.recipe_rows:
             self._compact_recipes(client)
 
@@ -404,21 +434,19 @@ class Lifecycle:
                 continue
             table.flags[heir] |= NO_RECIPE
             for source in table.inputs_of(heir):
-                if table.drop_heir(source) == 0 and source != row:
+                if table.drop_heir(source) == 0:
                     self._unneeded.append(source)
 
-    def _forget(self, row: int) -> None:
-        """Free a row that nobody holds and nobody would need again, and its ancestors that only it needed."""
+    def _forget(self, row: int, run: Run) -> None:
+        """Free a row that nobody holds and nobody would need again; its ancestors that only it needed come next."""
         ledger, table = self.ledger, self.ledger.table
-        run = ledger.run(row)
-        if table.state[row] == RELEASED:
-            self._leave_recipes(row, run)
         if not table.flags[row] & NO_RECIPE:
             for source in table.inputs_of(row):
                 if table.drop_heir(source) == 0 and table.holds[source] == 0:
                     self._unneeded.append(source)
         for facts in (ledger.failures, ledger.failed_runs, ledger.deaths, ledger.missed, ledger.pushing):
-            facts.pop(row, None)
+            if facts:
+                facts.pop(row, None)
         if row in ledger.locating:
             self.answer_locating(row)
         if table.free(row):

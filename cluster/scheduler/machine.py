@@ -16,7 +16,7 @@ from cluster.scheduler.ledger import Close, Ledger, Send, Settings
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.questions import Questions
-from cluster.scheduler.wants import Wants
+from cluster.scheduler.wants import ROWS_PER_STEP, Wants
 from cluster.scheduler.worker_desk import WorkerDesk
 from cluster.wire import messages
 
@@ -69,7 +69,7 @@ class Scheduler:
     @property
     def next_wakeup(self) -> float:
         """When `Tick` is due; infinity when only events matter."""
-        if self.ledger.deferred:
+        if self.ledger.deferred or self.lifecycle.has_unneeded:
             return 0.0
         return min(self._watch_at if self._watching else math.inf, self.placement.look_again_at)
 
@@ -99,6 +99,7 @@ class Scheduler:
             if self.ledger.deferred:
                 self.wants.work_deferred()
         finally:
+            self.lifecycle.drain(ROWS_PER_STEP)
             self._place(now)
         effects: list[Effect] = [Send(peer, message) for peer, message in self.ledger.take_outbox()]
         return effects + closing if closing else effects

@@ -25,6 +25,7 @@ from cluster.wire import messages
 __all__ = ["Placement"]
 
 TASKS_PER_GRANT = 2048
+LINKED_TASKS_PER_GRANT = 512
 BYTES_PER_GRANT = 1 << 20
 INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
@@ -43,6 +44,7 @@ class Placement:
         self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
         self.look_again_at = math.inf
         self._recalls = 0
+        self._now = 0.0  # of the latest placing
 
     # ------------------------------------------------------------------ workers' room
 
@@ -68,6 +70,8 @@ class Placement:
                 self.roomy.pop(index, None)
 
     def _lead_left(self, worker: WorkerRecord) -> float:
+        if self._now < worker.lead_after:
+            return 0.0
         return self.ledger.settings.lead_seconds * worker.slots - worker.outstanding_lead
 
     # ------------------------------------------------------------------ granting
@@ -75,6 +79,7 @@ class Placement:
     def place(self, now: float) -> None:
         """Grant what can be granted: free slots first, then the lead."""
         ledger = self.ledger
+        self._now = now
         if ledger.ready_rows:
             # Who holds the inputs comes first, but a free slot comes before a place in a line.
             self._serve_preferred(self.idle, now)
@@ -144,7 +149,9 @@ class Placement:
         if room is not None:
             limit = min(limit, room)
         share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
-        limit = min(limit, share, TASKS_PER_GRANT)
+        # Tasks with inputs or dependents are finished one by one, and a report should not hold the loop up.
+        plain = run.dependency_starts is None and not run.has_dependents
+        limit = min(limit, share, TASKS_PER_GRANT if plain else LINKED_TASKS_PER_GRANT)
         if run.offsets is not None and limit > 1:
             limit = min(limit, max(1, BYTES_PER_GRANT * run.count // (len(run.blob) + 1)))
         return limit
@@ -233,7 +240,11 @@ class Placement:
     def _location(self, source: int, worker: WorkerRecord) -> list[Any]:
         """An input as a grant names it; a value that only its client has is ordered to be pushed."""
         ledger, table = self.ledger, self.ledger.table
-        addresses = [ledger.workers[index].address for index in table.holders(source)]
+        holder = table.holder[source]
+        if holder >= 0 and source not in table.replicas:
+            addresses = ledger.workers[holder].addresses
+        else:
+            addresses = [ledger.workers[index].address for index in table.holders(source)]
         if ledger.run(source).offered and worker.address not in addresses:
             # Its client pushes it: agents hold a copy as well perhaps, but the client's is nearest to this host's
             # memory.

@@ -62,8 +62,6 @@ class Wants:
                 if flags[current] & OWNER_WANTS:
                     flags[current] &= ~(OWNER_WANTS | DELIVERED)
                     lifecycle.unhold(current)
-            lifecycle.drain()
-        lifecycle.drain()
 
     def _drop_alias(self, client: ClientRecord, number: int, row: int) -> None:
         del client.aliases[number]
@@ -114,7 +112,6 @@ class Wants:
                 table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
                 ledger.tell_failed(client, ledger.number(row), failure)
                 self.lifecycle.unhold(row)
-        self.lifecycle.drain()
 
     def _wanted_elsewhere(self, client: ClientRecord, affected: dict[int, None]) -> set[int]:
         """Of the affected rows, those that another client wants, and those that these need."""
@@ -159,7 +156,6 @@ class Wants:
         for row in revived:
             if table.holds[row] > 0:
                 self.lifecycle.revive(row)
-        self.lifecycle.drain()
 
     def _root(self, row: int, failure: Failure) -> int:
         root = failure.row

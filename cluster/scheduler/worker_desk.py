@@ -15,6 +15,7 @@ from cluster.wire import messages
 
 __all__ = ["WorkerDesk"]
 
+LEAD_WITHHELD_SECONDS = 0.1
 DEATHS_ALLOWED = 3  # slots that a task may kill before it fails; as in Dask's allowed-failures
 MISSES_ALLOWED = 10  # inputs that a task may fail to get before it fails: it bounds a spin, nothing else
 
@@ -32,12 +33,9 @@ class WorkerDesk:
     def join(self, now: float, peer: int, message: messages.WorkerJoin) -> Close | None:
         """A worker introduces itself; a name or address in use is refused."""
         ledger = self.ledger
-        for known in ledger.workers.values():
-            if known.identity == message.worker_id:
-                return None  # told twice
-            if message.name == known.name or message.address == known.address:
-                what = f"name {message.name!r}" if message.name == known.name else f"address {message.address}"
-                reason = f"the {what} belongs to another worker that is connected; give --name another value"
+        for what, called in (("name", message.name), ("address", message.address)):
+            if called in ledger.worker_called:
+                reason = f"the {what} {called} belongs to another worker that is connected; give --name another value"
                 ledger.send(peer, messages.ShutDown(reason))
                 return Close(peer, reason)
         worker = WorkerRecord(
@@ -53,6 +51,7 @@ class WorkerDesk:
             now,
         )
         ledger.workers[worker.index] = worker
+        ledger.worker_called[worker.name] = ledger.worker_called[worker.address] = worker
         ledger.worker_of_peer[peer] = worker
         ledger.send(peer, messages.WorkerWelcome(ledger.epoch, worker.index, ledger.settings.versions))
         self.placement.refresh(worker)
@@ -62,6 +61,7 @@ class WorkerDesk:
         """A worker is lost: what it ran runs again elsewhere, what only it held is computed again if needed."""
         ledger, table = self.ledger, self.ledger.table
         del ledger.workers[worker.index]
+        del ledger.worker_called[worker.name], ledger.worker_called[worker.address]
         ledger.worker_of_peer.pop(worker.peer, None)
         self.placement.refresh(worker)
         for attempt, grant in list(worker.grants.items()):
@@ -308,6 +308,8 @@ class WorkerDesk:
         if message.request >= 0:
             worker.recall_pending = False
             worker.recall_after = 0.0 if message.names else now + 2 * LOOK_AGAIN_SECONDS
+            if message.names:
+                worker.lead_after = now + LEAD_WITHHELD_SECONDS
         self.placement.refresh(worker)
 
     # ------------------------------------------------------------------ values

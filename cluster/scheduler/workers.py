@@ -46,6 +46,7 @@ class WorkerRecord:
         self.identity = identity
         self.name = name
         self.address = address
+        self.addresses = [address]  # as grants name a value's holders; made once, since it is said so often
         self.slots = slots
         self.memory_limit_bytes = memory_limit_bytes
         self.resources = resources
@@ -66,6 +67,7 @@ class WorkerRecord:
         self.last_progress = now
         self.recall_pending = False
         self.recall_after = 0.0  # a recall that brought nothing back is not repeated before
+        self.lead_after = 0.0  # after a recall it gets free slots only for a while, not the same tasks again
         self.report: dict[str, Any] = {}
 
     @property

@@ -6,7 +6,7 @@ The simulator drives the same class. Nothing here pickles: arguments, functions 
 
 Events, as methods
     join                         the connection stands: say who we are
-    submit                       one task; gathered with its neighbours of the same `Call` until `flush`
+    submit, submit_to_open_part  one task; gathered with its neighbours of the same `Call` until `flush`
     submit_part                  consecutive tasks of a map
     offer                        values that this client holds (scattered data, large arguments)
     alias                        futures of other clients, found inside a value
@@ -24,7 +24,7 @@ Effects
     PushValue                    send the offered value to that worker, then call `pushed`
     DropOffered                  nobody will ask for these offered values again: let go of the objects
 
-A Submit is followed by an Await of its numbers while the values that wait in the client take less than 64 MiB: the
+A Submit says that its tasks are awaited while the values that wait in the client take less than 64 MiB: the
 small results of most programs are looked at, and one that came along saves its round trip. What arrives beyond the
 limit while nobody waits is noted, and fetched when it is looked at.
 
@@ -167,7 +167,7 @@ class Session:
         return part.add(piece, dependencies)
 
     def submit_to_open_part(self, call: Call, piece: bytes, dependencies: Sequence[int] = ()) -> int:
-        """As `submit`, but only if the open part takes it; else -1. Never leaves anything half done when interrupted."""
+        """As `submit` if the open part takes it, else -1. An interrupt leaves nothing half done."""
         part = self._open
         return -1 if part is None or part.call is not call or part.full else part.add(piece, dependencies)
 
@@ -372,11 +372,11 @@ class Session:
             self._outgoing.append(messages.DefineFunction(*function))
         if self._offers and message.dependencies:
             self._note_offers_needed(message)
-        self._outgoing.append(message)
         if self.table.value_bytes < HELD_VALUES_LIMIT_BYTES:
-            self._outgoing.append(messages.Await([message.first, message.count]))
+            message = message._replace(options={**message.options, "awaited": True})
         else:
             self._some_are_silent = True
+        self._outgoing.append(message)
 
     def _note_offers_needed(self, message: messages.Submit) -> None:
         starts = array("I", message.dependency_starts)
@@ -461,13 +461,19 @@ class Session:
         runs = self._outgoing_release()
         dropped = self.dropped
         table = self.table
-        while dropped:
-            item = dropped.popleft()
-            if isinstance(item, range):
-                for first, count in list(table.unrefer_run(item.start, len(item))):
-                    self._release(first, count, runs)
-            elif table.unrefer(item):
-                self._release(item, 1, runs)
+        first = stop = 0
+        while dropped or first < stop:
+            item = dropped.popleft() if dropped else range(0)
+            # Futures made one after the other are mostly dropped like that, or, in a list, last first.
+            if item == stop:
+                stop += 1
+                continue
+            if item == first - 1:
+                first -= 1
+                continue
+            for start, count in list(table.unrefer_run(first, stop - first)):
+                self._release(start, count, runs)
+            first, stop = (item.start, item.stop) if isinstance(item, range) else (item, item + 1)
         if not runs:
             self._outgoing.pop()
 

@@ -15,6 +15,7 @@ from zlib import crc32
 
 from cluster.scheduler import invariants
 from cluster.scheduler.table import FAILED, FINISHED, FREE, RELEASED
+from cluster.session import table as states
 from cluster.simulation.agents import AgentProcess
 from cluster.simulation.checkers import PromiseWatch, check_agreement, check_everything_is_gone
 from cluster.simulation.clients import ClientProcess
@@ -54,6 +55,7 @@ class World:
 
     def __init__(self, seed: int, plan: Plan | None = None, record: bool = False) -> None:
         self.seed = seed
+        self._streams: dict[str, Random] = {}
         self.report = Report(seed)
         self.plan = draw_plan(self.random_of("plan")) if plan is None else plan
         plan = self.plan
@@ -91,8 +93,11 @@ class World:
         Faults(self)
 
     def random_of(self, name: str) -> Random:
-        """A stream of chance for one purpose."""
-        return Random(f"{self.seed} {name}")
+        """The stream of chance for one purpose: what one purpose draws does not shift what another does."""
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = Random(f"{self.seed} {name}")
+        return stream
 
     # ------------------------------------------------------------------ what processes do
 
@@ -208,8 +213,10 @@ class World:
         lines = [f"after {PATIENCE_SECONDS} s of health somebody still waits"]
         for client in clients:
             for gather in client.gathers:
-                for number in gather.waits_for()[:5]:
-                    state = client.session.state(number)
+                states_of = {number: client.session.state(number) for number in gather.waits_for()}
+                stuck = [number for number, state in states_of.items() if state in (states.PENDING, states.ELSEWHERE)]
+                for number in stuck[:3]:
+                    state = states_of[number]
                     lines.append(f"{client.name} waits for {number} (task {client.held[number]}), state {state}")
                     known = ledger.clients.get(client.client_id)
                     row = -1 if known is None else known.row(number)

@@ -1,8 +1,8 @@
 """What is sent while one thing is being handled leaves when it has been handled, without another turn of the loop.
 
-A loop's `call_soon` would do the same one turn later, and a turn costs two system calls and some 30 µs, which a round trip
-through three processes pays six times. So whoever handles something (bytes that came, a timer, a slot's reports) opens a
-step; what is put into connections meanwhile is flushed when the outermost step ends.
+A loop's `call_soon` would do the same one turn later, and a turn costs two system calls and some 30 µs, which a round
+trip through three processes pays six times. So whoever handles something (bytes that came, a timer, a slot's reports)
+opens a step; what is put into connections meanwhile is flushed when the outermost step ends.
 """
 
 from __future__ import annotations

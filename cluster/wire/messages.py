@@ -62,7 +62,8 @@ class Submit(NamedTuple):
 
     `options`: only what differs from the default, by name: priority (int), retries (int), timeout_seconds (float),
     workers (list of names or addresses), allow_other_workers (bool), resources (dict name -> amount), keep (bool: run
-    to the end though nobody wants the result), key (str, the user's own name for a batch of one).
+    to the end though nobody wants the result), key (str, the user's own name for a batch of one), awaited (bool: as if
+    an Await of all followed).
 
     `batch` is the first number of the batch that this is a part of; -1: each task is a batch of its own (single submits
     that were gathered on the way). `ids.task_key` makes a task's key from it.
@@ -184,9 +185,9 @@ class Finished(NamedTuple):
 class Failed(NamedTuple):
     """These numbers ended without a value.
 
-    `kind` is "exception", "died", "timeout", "cancelled", "lost", "unserializable", "unrunnable", "import". `error` is a
-    value (see payload.py) of the exception, or empty. `details` is bounded text by name: type, message, traceback, key,
-    worker, attempt, cause, lines, remedy.
+    `kind` is "exception", "died", "timeout", "cancelled", "lost", "unserializable", "unrunnable" or "import". `error`
+    is a value (see payload.py) of the exception, or empty. `details` is bounded text by name: type, message, traceback,
+    key, worker, attempt, cause, lines, remedy.
     """
 
     runs: list[int]
@@ -244,8 +245,8 @@ class WorkerJoin(NamedTuple):
 class Done(NamedTuple):
     """Rows of one attempt that succeeded: this agent holds their values.
 
-    `sizes` is packed 'Q', one a row, in bytes. `offsets` and `blob` carry the small values as in Finished. The times are
-    of running alone (loading the function and the arguments is apart): the sum, and the median of one task.
+    `sizes` is packed 'Q', one a row, in bytes. `offsets` and `blob` carry the small values as in Finished. The times
+    are of running alone (loading the function and the arguments is apart): the sum, and the median of one task.
     `contains`: `[row, [client_id, number, client_id, number …]]` for each value with futures inside.
     """
 
@@ -385,7 +386,7 @@ class ShutDown(NamedTuple):
 
 
 class GetValues(NamedTuple):
-    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the four messages below, in
+    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the three messages below, in
     order."""
 
     request: int
@@ -408,17 +409,6 @@ class ValueStream(NamedTuple):
     row: int
     attempt: int
     nbytes: int
-
-
-class ValueFile(NamedTuple):
-    """A value in a file that the asker, having proved to share this host, may open and map. The file stays until the
-    asker's next message on this connection or the connection's end."""
-
-    request: int
-    row: int
-    attempt: int
-    nbytes: int
-    path: str
 
 
 class ValueMissing(NamedTuple):
@@ -456,5 +446,5 @@ CLASSES: tuple[type[Any], ...] = (
     ClientWelcome, Finished, Failed, Reset, Located, Push, Answer,
     WorkerJoin, Done, RunFailed, Recalled, Held, FetchFailed, AgentHeartbeat, Draining,
     WorkerWelcome, Grant, Recall, Stop, Free, Fetch, ShutDown,
-    GetValues, Value, ValueStream, ValueFile, ValueMissing, PutValue, PutDone, Heartbeat,
+    GetValues, Value, ValueStream, ValueMissing, PutValue, PutDone, Heartbeat,
 )  # fmt: skip

@@ -49,11 +49,11 @@ def submit_map(session: Session, count: int) -> range:
 def test_single_submits_of_one_call_leave_as_one_part() -> None:
     session = new_session()
     assert submit(session, 3) == range(3)
-    define, part, awaited = sent(session)
+    define, part = sent(session)
     assert define == messages.DefineFunction(*INC.function)
     assert (part.first, part.count, part.batch, part.label, part.blob) == (0, 3, -1, "inc", b"012")
     assert list(array("I", part.offsets)) == [0, 1, 2, 3]
-    assert awaited == messages.Await([0, 3])
+    assert part.options["awaited"]
 
 
 def test_another_call_closes_the_part() -> None:
@@ -186,7 +186,8 @@ def test_values_are_not_taken_beyond_the_limit_unless_somebody_waits() -> None:
     session.receive(finished(2, b"y"))
     assert session.state(2) == states.HERE
     submit(session, 1)
-    assert not of_kind(messages.Await, sent(session))
+    (part,) = of_kind(messages.Submit, sent(session))
+    assert "awaited" not in part.options
     session.want([3])
     assert of_kind(messages.Await, session.take_messages(0.0)) == [messages.Await([3, 1])]
 
