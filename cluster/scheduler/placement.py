@@ -27,6 +27,7 @@ __all__ = ["Placement"]
 TASKS_PER_GRANT = 2048
 LINKED_TASKS_PER_GRANT = 512
 BYTES_PER_GRANT = 1 << 20
+WORTH_SHARING_SECONDS = 0.001  # less work than this is not divided among workers: granting it would cost as much
 INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
 MOVE_FREELY_BYTES = 1 << 20
@@ -141,14 +142,15 @@ class Placement:
         """How many tasks of a run the worker may be granted now."""
         assert run.lane is not None and run.function is not None
         limit = worker.free_slots
+        share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
         median = run.function.median_seconds
         if median is not None:
             each = min(median, self.ledger.settings.lead_seconds)
             limit = max(limit, math.ceil(self._lead_left(worker) / each))
+            share = max(share, int(WORTH_SHARING_SECONDS / each))
         room = worker.room_for(run.lane.restriction)
         if room is not None:
             limit = min(limit, room)
-        share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
         # Tasks with inputs or dependents are finished one by one, and a report should not hold the loop up.
         plain = run.dependency_starts is None and not run.has_dependents
         limit = min(limit, share, TASKS_PER_GRANT if plain else LINKED_TASKS_PER_GRANT)
@@ -159,7 +161,8 @@ class Placement:
     def _may_move(self, row: int, owner: int, thief: int) -> bool:
         """Whether a row of another worker's stretch is expected to start sooner here, inputs moved, than there."""
         holder = self.ledger.workers.get(owner)
-        if holder is None or holder.draining:
+        lane = self.ledger.run(row).lane
+        if holder is None or holder.draining or (lane is not None and not holder.permits(lane.restriction)):
             return True
         table = self.ledger.table
         nbytes = 0

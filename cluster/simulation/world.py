@@ -214,7 +214,7 @@ class World:
         for client in clients:
             for gather in client.gathers:
                 states_of = {number: client.session.state(number) for number in gather.waits_for()}
-                stuck = [number for number, state in states_of.items() if state in (states.PENDING, states.ELSEWHERE)]
+                stuck = [number for number, state in states_of.items() if state == states.PENDING] or list(states_of)
                 for number in stuck[:3]:
                     state = states_of[number]
                     lines.append(f"{client.name} waits for {number} (task {client.held[number]}), state {state}")

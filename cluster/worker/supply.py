@@ -231,7 +231,7 @@ class Supply:
     def finish_event(self) -> None:
         """Say what has come and ask for what is missing; called once at the end of each event."""
         self.finish_freeing(_ROWS_FREED_AN_EVENT)
-        if self._held:
+        if self._held and self._ledger.epoch:  # a client may be faster than the scheduler's welcome
             self._ledger.send(messages.Held(self._ledger.epoch, self._held))
             self._held = []
         for address, values in self._fetching.requests():
