@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cluster import config
+from cluster.cli.parser import CommandParser, port_number
 from cluster.daemon.scheduler import main_loop
 from cluster.errors import ClusterError
 from cluster.transport.addresses import check_loopback
@@ -18,11 +19,11 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a scheduler; the exit status is 0 when it was asked to end, 2 when it could not start."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="cluster-scheduler", description="The scheduler of a cluster: decides which worker runs which task."
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, help="port to listen at; 0 takes any free one (default: 8770)")
+    parser.add_argument("--port", type=port_number, help="port to listen at; 0 takes any free one (default: 8770)")
     parser.add_argument("--directory", type=Path, help="directory of the secret and the settings")
     parser.add_argument("--version", action="version", version=f"cluster {__version__}")
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from cluster import config
+from cluster.cli.parser import CommandParser, port_number
 from cluster.daemon.agent import AgentDaemon, AgentOptions
 from cluster.errors import ClusterError
 from cluster.secret import load_or_create_secret
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cluster-worker", description="Start a worker: an agent and its slots.")
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="cluster-worker", description="Start a worker: an agent and its slots.")
     parser.add_argument("address", help="the scheduler's address, as tcp://host:port")
     parser.add_argument("--slots", type=_slots, default=os.cpu_count() or 1, help="tasks at a time (default: cores)")
     parser.add_argument(
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resources", type=_resources, default={}, help="what tasks may ask for, as GPU=1,MEM=2")
     parser.add_argument("--name", default="", help="how the worker is called (default: host and process number)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen for other workers and clients")
-    parser.add_argument("--port", type=int, default=0, help="… and on which port (default: any free one)")
+    parser.add_argument("--port", type=port_number, default=0, help="… and on which port (default: any free one)")
     parser.add_argument("--directory", type=Path, default=None, help="where the secret and the settings are")
     parser.add_argument("--python-path", default="", help="folders that tasks import from, before all others")
     parser.add_argument("--parent-pipe", type=int, default=-1, help=argparse.SUPPRESS)
@@ -67,10 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _slots(text: str) -> int:
-    slots = int(text)
-    if not 1 <= slots <= 1024:
-        raise argparse.ArgumentTypeError(f"a worker has 1 to 1024 slots, not {slots}")
-    return slots
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"a worker has 1 to 1024 slots, not {text}")
+    return int(text)
 
 
 def _bytes(text: str) -> int:

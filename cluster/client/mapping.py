@@ -18,7 +18,7 @@ from cluster.client.driver import Driver
 from cluster.client.future import Future, FutureSequence, numbers_of, packed_numbers
 from cluster.client.inputs import Inputs
 from cluster.session.parts import PART_TASKS, Call
-from cluster.wire.arguments import ArgumentPacker
+from cluster.wire.arguments import ArgumentPacker, Noted
 from cluster.wire.payload import FutureReference, Mark, dumps
 
 __all__ = ["PLAIN_TYPES", "Mapping"]
@@ -26,6 +26,8 @@ __all__ = ["PLAIN_TYPES", "Mapping"]
 FIRST_PART_TASKS = 256
 """The first part of a map is small: its tasks run while the rest is being packed."""
 PART_BYTES = 1 << 20
+SHARED_INPUTS = 4
+"""Tasks that all take the same inputs say so once, if they are so many."""
 PART_APART_BYTES = 64 << 20
 """A part leaves when its large arguments take so much: they can only go once it has."""
 
@@ -126,13 +128,18 @@ class Mapping:
         kept: list[Any] = []  # calls with futures: these must not be released before their part has left
         count = 0
         try:
+            previous: Sequence[Noted] = ()
             for args in calls:
                 noted = add(first_args + args if first_args else args, keywords)
                 if noted:
-                    inputs.settle(noted)
-                    with self._driver.guard():
-                        numbers[count] = inputs.numbers(noted)
+                    if count and noted == previous:
+                        numbers[count] = numbers[count - 1]
+                    else:
+                        inputs.settle(noted)
+                        with self._driver.guard():
+                            numbers[count] = inputs.numbers(noted)
                     kept.append(args)
+                previous = noted
                 count += 1
                 if count >= self._part_tasks or ends[-1] >= PART_BYTES or inputs.nbytes >= PART_APART_BYTES:
                     self._send_packed(count, numbers)
@@ -148,7 +155,10 @@ class Mapping:
     def _send_packed(self, count: int, inputs: dict[int, list[int]]) -> None:
         offsets, blob = self._packer.take()
         starts, dependencies = b"", b""
-        if inputs:
+        first = inputs.get(0, ())
+        if len(first) >= SHARED_INPUTS and count > 1 and all(inputs.get(at) == first for at in range(1, count)):
+            dependencies = array("q", first).tobytes()  # no starts: all tasks take all of these
+        elif inputs:
             columns = array("q")
             ends = array("I", (0,))
             for at in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,8 @@ _NAMES_PAYLOAD = b"cluster.wire.payload"
 FIRST_PAUSE_SECONDS = 0.05
 GIVE_UP_SECONDS = 30.0
 """So long a value may be announced by an agent that cannot be reached, or does not have it."""
+
+_SIGNAL_NAMES = {int(known): known.name for known in signal.Signals}
 
 SKIPPED = object()
 """Stands for the value of a task that failed."""
@@ -216,6 +219,9 @@ def rebuild_failure(failure: Failure) -> BaseException:
     error: BaseException
     if kind in ("exception", "unserializable", "import") and (failure.error or kind == "exception"):
         error = load_exception(failure.error, details)
+        if not isinstance(error, Exception):
+            # A task's SystemExit or KeyboardInterrupt, raised here, would end this program or look like its Ctrl-C.
+            error = load_exception(b"", details)
     else:
         error = _own_error(kind, details)
     where = _where(details)
@@ -230,11 +236,14 @@ def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
     message = str(details.get("message") or f"the task ended with {kind!r}")
     if kind == "died":
         attempts = int(details.get("attempts") or 0)
+        signal_number = _unless_negative(details.get("signal"))
+        if signal_number in _SIGNAL_NAMES:
+            message += f" ({_SIGNAL_NAMES[signal_number]})"
         last_lines = tuple(str(details.get("lines") or "").splitlines())
         wrote = "It last wrote:\n" + "\n".join(last_lines) if last_lines else "It wrote nothing."
         return TaskDied(
             f"{message}, in each of {attempts} attempts. {wrote}" if attempts > 1 else f"{message}. {wrote}",
-            signal=_unless_negative(details.get("signal")),
+            signal=signal_number,
             exit_code=_unless_negative(details.get("exit_code")),
             attempts=attempts,
             last_lines=last_lines,

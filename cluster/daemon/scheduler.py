@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import platform
+import shlex
 import signal
 import socket
 import sys
@@ -94,11 +95,9 @@ class SchedulerDaemon:
         assert self._listener is not None
         address = self._listener.address
         print(f"cluster-scheduler listening at {address}")
-        given = os.environ.get("CLUSTER__DIRECTORY") or (
-            self._settings.directory if self._settings.directory != Settings().directory else None
-        )
-        directory = f" --directory {given}" if given else ""
-        print(f"start workers with:  cluster-worker {address}{directory}", flush=True)
+        directory = self._settings.directory
+        given = "" if directory == Settings().directory else f" --directory {shlex.quote(str(directory))}"
+        print(f"start workers with:  cluster-worker {address}{given}", flush=True)
 
     # ------------------------------------------------------------------ connections
 

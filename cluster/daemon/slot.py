@@ -36,6 +36,7 @@ _READ_BYTES: Final = 256 * 1024
 _FUNCTIONS_KEPT: Final = 256
 _PLAIN: Final = frozenset({type(None), bool, int, float})
 _TEXT: Final = frozenset({str, bytes})
+_UNCHANGEABLE: Final = _PLAIN | {str, bytes}
 _NO_ARGUMENTS: Final[dict[str, Any]] = {}
 
 
@@ -71,6 +72,7 @@ class _Piece:
         "label",
         "offsets",
         "sequence",
+        "_unchangeable",
         "values",
     )
 
@@ -81,6 +83,17 @@ class _Piece:
         self.input_starts = array("I", message[8])
         self.inputs = array("I", message[9])
         self.values: list[Any] = message[10]
+        self._unchangeable: dict[int, Any] = {}
+
+
+    def value(self, need: int) -> Any:
+        """Load an input. Each task gets its own, except of what nobody can change."""
+        if need in self._unchangeable:
+            return self._unchangeable[need]
+        value = _load_value(self.values[need])
+        if type(value) in _UNCHANGEABLE:
+            self._unchangeable[need] = value
+        return value
 
 
 def run_slot(descriptors: SlotDescriptors, worker_name: str) -> None:
@@ -248,9 +261,11 @@ class _Slot:
         try:
             if piece.offsets:
                 blob = blob[piece.offsets[index] - piece.base : piece.offsets[index + 1] - piece.base]
-            if piece.input_starts:
-                needs = piece.inputs[piece.input_starts[index] : piece.input_starts[index + 1]]
-                call = payload.loads(blob, inputs=[_load_value(piece.values[need]) for need in needs])
+            if piece.inputs:
+                needs = piece.inputs
+                if piece.input_starts:
+                    needs = needs[piece.input_starts[index] : piece.input_starts[index + 1]]
+                call = payload.loads(blob, inputs=list(map(piece.value, needs)))
             else:
                 call = pickle.loads(blob)
         except Exception as error:

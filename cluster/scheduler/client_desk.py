@@ -49,7 +49,9 @@ class ClientDesk:
         ledger = self.ledger
         client = ledger.clients.get(message.client_id)
         if client is None:
-            client = ledger.clients[message.client_id] = ClientRecord(message.client_id, message.name, peer)
+            client = ledger.clients[message.client_id] = ClientRecord(
+                message.client_id, message.name, peer, ledger.table.state
+            )
         else:
             ledger.client_of_peer.pop(client.peer, None)
             client.peer = peer
@@ -117,7 +119,7 @@ class ClientDesk:
         table.holds[start:stop] = array("i", (2 if keep else 1,)) * run.count
         if keep:
             table.flags[start:stop] = bytes((OWNER_WANTS | KEPT,)) * run.count
-        if message.dependency_starts:
+        if message.dependencies:
             self._link(client, run, message)
         else:
             owner = NOBODY
@@ -160,20 +162,14 @@ class ClientDesk:
     def _link(self, client: ClientRecord, run: Run, message: messages.Submit) -> None:
         """Turn the inputs' numbers into rows, and count what each task waits for."""
         table, lifecycle = self.ledger.table, self.lifecycle
-        row_of = client.row
-        run.dependencies = array("q", [row_of(number) for number in array("q", message.dependencies)])
-        orphans = self._set_orphans_apart(run) if -1 in run.dependencies else ()
-        run_of, holds = table.run_of, table.holds
-        previous = None
-        for source in run.dependencies:
-            holds[source] += 1
-            source_run = run_of[source]
-            if source_run is not previous and source_run is not None:
-                previous = source_run
-                source_run.has_dependents = True
-                run.depth = max(run.depth, source_run.depth + 1)
+        sources = _rows_of(client, array("q", message.dependencies))
+        if run.dependency_starts is None:
+            sources = array("q", (self._join(sources, run),)) * run.count
+            run.dependency_starts = array("I", range(run.count + 1))
+        run.dependencies = sources
+        orphans = self._set_orphans_apart(run) if -1 in sources else ()
+        run.depth = self._hold(run.dependencies)
         starts, rows, add_edge = run.dependency_starts, run.dependencies, table.add_edge
-        assert starts is not None
         for place in range(run.count):
             row = run.start + place
             for position in range(starts[place], starts[place + 1]):
@@ -183,6 +179,28 @@ class ClientDesk:
         for row in orphans:
             table.state[row] = WAITING
             lifecycle.fail(row, self._orphaned(row, run))
+
+    def _join(self, sources: array[int], run: Run) -> int:
+        """The row of a join of these inputs; -1 when one of them is gone."""
+        if -1 in sources:
+            return -1
+        row = self.lifecycle.join(sources, self._hold(sources), run)
+        self.lifecycle.start_row(row, self.ledger.run(row))
+        return row
+
+    def _hold(self, sources: array[int]) -> int:
+        """Hold the inputs of unfinished tasks; the depth of these tasks."""
+        run_of, holds = self.ledger.table.run_of, self.ledger.table.holds
+        previous = None
+        depth = 0
+        for source in sources:
+            holds[source] += 1
+            run = run_of[source]
+            if run is not previous and run is not None:
+                previous = run
+                run.has_dependents = True
+                depth = max(depth, run.depth + 1)
+        return depth
 
     def _set_orphans_apart(self, run: Run) -> dict[int, None]:
         """The rows with an input that was released already. They are left without inputs."""
@@ -304,3 +322,13 @@ class ClientDesk:
     def _row_of_reference(self, reference: Any) -> int:
         client = self.ledger.clients.get(reference[0])
         return -1 if client is None else client.row(reference[1])
+
+
+def _rows_of(client: ClientRecord, numbers: array[int]) -> array[int]:
+    """The rows of a client's numbers, -1 for what is gone. Inputs mostly lie in one run, which is then found once."""
+    run = client.run_with(min(numbers))
+    if run is not None and max(numbers) < run.first_number + run.count and run.live == run.count:
+        shift = run.start - run.first_number
+        return array("q", [number + shift for number in numbers])
+    row_of = client.row
+    return array("q", [row_of(number) for number in numbers])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.ready import Lane
-from cluster.scheduler.table import Run
+from cluster.scheduler.table import FREE, Run
 
 __all__ = ["ClientRecord"]
 
@@ -21,8 +21,9 @@ DEAD_RUNS_BEFORE_COMPACTION = 64
 class ClientRecord:
     """One client's numbers (as runs), aliases for others' tasks, functions, ready lanes and used slot time."""
 
-    def __init__(self, identity: bytes, name: str, peer: int) -> None:
+    def __init__(self, identity: bytes, name: str, peer: int, states: bytearray) -> None:
         self.identity = identity
+        self._states = states  # the table's column: a row of a living run may be free by itself
         self.name = name
         self.peer = peer
         self.connected = True
@@ -109,7 +110,8 @@ class ClientRecord:
         """The row of a number, or -1 when the scheduler no longer (or not yet) knows it."""
         run = self.run_with(number)
         if run is not None:
-            return run.start + number - run.first_number
+            row = run.start + number - run.first_number
+            return row if self._states[row] != FREE else -1
         return self.aliases.get(number, -1)
 
     def rows(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:

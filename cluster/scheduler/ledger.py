@@ -149,6 +149,8 @@ class Ledger:
     def key(self, row: int) -> str:
         """The row's name for people."""
         run = self.run(row)
+        if run.is_join:
+            return f"the inputs of {run.label}"
         own = run.options.get("key")
         if own:
             return str(own)

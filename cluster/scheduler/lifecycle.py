@@ -19,6 +19,8 @@ recursion: a chain may be a million long.
 
 from __future__ import annotations
 
+from array import array
+
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.ready import NOBODY
@@ -71,9 +73,33 @@ class Lifecycle:
         table.waiting[row] = missing
         state[row] = WAITING
         if missing == 0:
-            self.ledger.make_ready(run, self.home(row, run), row, row + 1)
+            self._may_start(row, run)
         for source in revive:
             self.revive(source)
+
+    def _may_start(self, row: int, run: Run) -> None:
+        """All inputs of a waiting row have values."""
+        if run.is_join:
+            # Its holds on its inputs stay, as those of a value on what it contains.
+            table = self.ledger.table
+            table.state[row] = FINISHED
+            self.ledger.contains[row] = list(table.inputs_of(row))
+            self._wake_dependents(row)
+            self._settle(row)
+        else:
+            self.ledger.make_ready(run, self.home(row, run), row, row + 1)
+
+    def join(self, sources: array[int], depth: int, run: Run) -> int:
+        """A row that stands for the inputs which all tasks of a run share; the inputs are held for it already."""
+        table = self.ledger.table
+        join = table.allocate(1, run.client, -1)
+        join.is_join = True
+        join.label = run.label
+        join.depth = depth
+        join.dependency_starts, join.dependencies = array("I", (0, len(sources))), sources
+        for source in sources:
+            table.add_edge(source, join.start, join)
+        return join.start
 
     def home(self, row: int, run: Run) -> int:
         """The worker that holds most bytes of the row's inputs; NOBODY when no worker holds any."""
@@ -171,7 +197,7 @@ class Lifecycle:
 
     def _wake_dependents(self, row: int) -> None:
         """The row's value exists: dependents that waited for it last become ready, in the order of submission."""
-        ledger, table = self.ledger, self.ledger.table
+        table = self.ledger.table
         state, waiting, run_of = table.state, table.waiting, table.run_of
         woken = []
         for dependent in table.dependents(row):
@@ -182,7 +208,7 @@ class Lifecycle:
         for dependent in reversed(woken):  # edges are kept newest first
             run = run_of[dependent]
             assert run is not None
-            ledger.make_ready(run, self.home(dependent, run), dependent, dependent + 1)
+            self._may_start(dependent, run)
 
     def leave_inputs(self, row: int) -> None:
         """An unfinished task ended: it no longer holds its inputs' values."""
@@ -264,13 +290,7 @@ class Lifecycle:
             return  # its client still has it, and pushes it again when somebody needs it
         self._drop_contained(row)
         table.state[row] = RELEASED
-        for dependent in table.dependents(row):
-            if table.state[dependent] == READY:
-                ledger.not_ready(dependent)
-                table.state[dependent] = WAITING
-                table.waiting[dependent] = 1
-            elif table.state[dependent] == WAITING:
-                table.waiting[dependent] += 1
+        self._dependents_wait_again(row)
         flags = table.flags[row]
         delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
         if table.holds[row] > delivered:
@@ -280,6 +300,23 @@ class Lifecycle:
         else:
             self.enter_recipes(row, run)
             self._unneeded.append(row)
+
+    def _dependents_wait_again(self, row: int) -> None:
+        """A value that counted as there is not: dependents that have not been granted wait for one input more."""
+        ledger, table = self.ledger, self.ledger.table
+        for dependent in list(table.dependents(row)):
+            state = table.state[dependent]
+            if state == READY:
+                ledger.not_ready(dependent)
+                table.state[dependent] = WAITING
+                table.waiting[dependent] = 1
+            elif state == WAITING:
+                table.waiting[dependent] += 1
+            elif state == FINISHED and ledger.run(dependent).is_join:
+                del ledger.contains[dependent]  # what it held as finished it holds as waiting
+                table.state[dependent] = WAITING
+                table.waiting[dependent] = 1
+                self._dependents_wait_again(dependent)
 
     # ------------------------------------------------------------------ holds
 
@@ -453,6 +490,8 @@ class Lifecycle:
             self._forget_run(run)
 
     def _forget_run(self, run: Run) -> None:
+        if run.is_join:
+            return
         run.client.drop_run(run)
         self.forget_client(run.client)
         if run.function is not None:

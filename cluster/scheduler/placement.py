@@ -226,8 +226,12 @@ class Placement:
         self, run: Run, spans: list[tuple[int, int]], worker: WorkerRecord
     ) -> tuple[bytes, bytes, list[Any]]:
         table = self.ledger.table
+        shared = self._shared_inputs(run, spans)
+        if shared is not None:
+            values = [self._location(source, worker) for source in shared]
+            return b"", array("I", range(len(values))).tobytes(), values
         starts, indices = array("I", (0,)), array("I")
-        values: list[Any] = []
+        values = []
         place_of: dict[int, int] = {}
         for start, stop in spans:
             for row in range(start, stop):
@@ -239,6 +243,14 @@ class Placement:
                     indices.append(place)
                 starts.append(len(indices))
         return starts.tobytes(), indices.tobytes(), values
+
+    def _shared_inputs(self, run: Run, spans: list[tuple[int, int]]) -> array[int] | None:
+        """The inputs behind the join that all tasks of a run depend on, if it is such a run."""
+        table = self.ledger.table
+        sources = table.inputs_of(spans[0][0])
+        if len(sources) == 1 and self.ledger.run(sources[0]).is_join:
+            return table.inputs_of(sources[0])
+        return None
 
     def _location(self, source: int, worker: WorkerRecord) -> list[Any]:
         """An input as a grant names it; a value that only its client has is ordered to be pushed."""

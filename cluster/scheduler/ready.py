@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from cluster.scheduler.table import READY, Run
+from cluster.scheduler.table import GRANTED, READY, Run
 
 __all__ = ["ANYWHERE", "NOBODY", "Bucket", "Lane", "Restriction"]
 
@@ -92,6 +92,9 @@ class Bucket:
                 stop = middle
             stop = min(stop, start + limit)
             self._shorten(worker, spans, start, stop)
+            if self.dirty:
+                # A row may be listed twice, when it became ready again; the second time it is no longer.
+                state[start:stop] = bytes((GRANTED,)) * (stop - start)
             taken.append((start, stop))
             self.size -= stop - start
             limit -= stop - start
@@ -125,11 +128,12 @@ class Bucket:
                 victim = owner
                 break
             refused.append(heappop(self._heap))
+        if victim is not None:
+            heappop(self._heap)  # its entry; those that were refused may be larger, and come back after it
         for entry in refused:
             heappush(self._heap, entry)
         if victim is None:
             return False
-        heappop(self._heap)
         self._move_half(victim, thief)
         return True
 

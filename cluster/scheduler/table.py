@@ -20,6 +20,11 @@ options. What is equal for all its rows is kept once, in the `Run`; what differs
 ``first_edge``        head of the list of rows that depend on it
 ====================  =====================================================================================
 
+A **join** is a run of one row that nobody submitted: it stands for the inputs that many tasks share. Those tasks depend
+on the join, and the join on the inputs, so that an all-to-all of n tasks has 2 n edges and not n squared. A join is
+finished when all its inputs are, has no value, and while it counts as finished it holds its inputs' values as a value
+would hold the futures inside it.
+
 Edges are a linked list in columns, so that later batches can join it. An edge whose dependent has been freed is not
 hunted down at once: it names the dependent's run, and run identities never repeat, so that a stale edge is recognised;
 a list in which stale edges prevail is rebuilt (amortised constant cost).
@@ -83,6 +88,7 @@ class Run:
         "first_number",
         "function",
         "has_dependents",
+        "is_join",
         "identity",
         "label",
         "lane",
@@ -117,6 +123,7 @@ class Run:
         self.offered = False  # values that the client made; there is nothing to run
         self.awaited = False
         self.has_dependents = False
+        self.is_join = False  # stands for the inputs that all tasks of another run share; nothing to run either
 
     def argument_bytes(self, row: int) -> int:
         """Bytes of the row's packed arguments."""

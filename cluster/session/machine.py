@@ -379,8 +379,11 @@ class Session:
         self._outgoing.append(message)
 
     def _note_offers_needed(self, message: messages.Submit) -> None:
-        starts = array("I", message.dependency_starts)
         dependencies = array("q", message.dependencies)
+        starts = array("I", message.dependency_starts)
+        if not starts:  # every task takes all of them
+            starts = array("I", range(0, len(dependencies) * message.count + 1, len(dependencies)))
+            dependencies *= message.count
         shared: dict[tuple[int, ...], frozenset[int]] = {}
         for number, (start, stop) in enumerate(pairwise(starts), message.first):
             inputs = tuple(dependencies[start:stop])

@@ -62,8 +62,11 @@ class PromiseWatch:
         if world.spec_of(row).active or any(table.state[source] != FINISHED for source in table.inputs_of(row)):
             return False
         if table.state[row] == GRANTED:
-            agent = world.agents.get(ledger.workers[table.holder[row]].address)
-            return agent is not None and agent.alive  # else its end is not known yet
+            worker = ledger.workers[table.holder[row]]
+            agent = world.agents.get(worker.address)
+            if agent is None or not agent.alive:
+                return False  # its end is not known yet
+            return not agent.machine.supply.waiting_count  # perhaps for its inputs, which were worth moving
         return True
 
     def _idle(self) -> list[tuple[WorkerRecord, AgentProcess]]:
@@ -72,19 +75,21 @@ class PromiseWatch:
             agent = self._world.agents.get(worker.address)
             if agent is None or not agent.alive or worker.draining or agent.draining:
                 continue
-            if any(slot.idle for slot in agent.slots.values()):
+            # A slot whose next task's inputs are on their way is not idle for want of a decision.
+            if sum(slot.idle for slot in agent.slots.values()) > agent.machine.supply.waiting_count:
                 found.append((worker, agent))
         return found
 
     def _may_run(self, row: int, worker: WorkerRecord) -> bool:
-        ledger = self._world.scheduler.ledger
-        table = ledger.table
-        lane = ledger.run(row).lane
+        lane = self._world.scheduler.ledger.run(row).lane
         assert lane is not None
         if not worker.permits(lane.restriction) or worker.room_for(lane.restriction) == 0:
             return False
-        moved = sum(table.nbytes[source] for source in table.inputs_of(row) if worker.index not in table.holders(source))
-        return moved <= MOVE_FREELY_BYTES
+        return self._bytes_to_move(row, worker) <= MOVE_FREELY_BYTES
+
+    def _bytes_to_move(self, row: int, worker: WorkerRecord) -> int:
+        table = self._world.scheduler.ledger.table
+        return sum(table.nbytes[source] for source in table.inputs_of(row) if worker.index not in table.holders(source))
 
     def _compare(self, row: int, worker: WorkerRecord, agent: AgentProcess, since: float) -> None:
         world = self._world

@@ -226,6 +226,8 @@ class ClientProcess:
         """Let go of these futures."""
         for number in numbers:
             index = self.held.pop(number)
+            if number in self.offered:
+                self.offered[number].uncertain = True  # what was made of it cannot be made again
             if self.number_of.get(index) == number:
                 del self.number_of[index]
         runs = states.runs_of(numbers)

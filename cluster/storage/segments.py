@@ -57,8 +57,8 @@ class SegmentDirectory:
         self._descriptor = -1
         self._process_id = os.getpid()
         self._count = 0
-        self._in_memory = _lies_in_memory(parent)
         base, base_descriptor = _open_base(parent)
+        self._in_memory = _lies_in_memory(parent)
         try:
             while self._lock_descriptor < 0:
                 self.path = base / f"{name}-{os.urandom(8).hex()}"
@@ -217,8 +217,11 @@ def _base_name() -> str:
 def _open_base(parent: Path) -> tuple[Path, int]:
     """Make the user's directory under `parent` if need be, and make sure that it is the user's own."""
     base = parent / _base_name()
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(base, 0o700)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(base, 0o700)
+    except OSError as error:
+        raise _unsafe(base, f"it cannot be made ({error.strerror})") from error
     try:
         descriptor = os.open(base, _OPEN_DIRECTORY)
     except OSError as error:

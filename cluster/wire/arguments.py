@@ -93,6 +93,12 @@ class _ArgumentPickler(ValuePickler):
     def reduce_future(self, references: Any, sequence: bool) -> Any:
         if not sequence:
             return input_at, (self.position_of(references, references),)
+        if not self.noted:  # mostly: the only futures of the call, none of them twice
+            self.positions = dict(zip(references, range(len(references)), strict=True))
+            if len(self.positions) == len(references):
+                self.noted = list(references)
+                return inputs_at, (array("I", range(len(references))).tobytes(),)
+            self.positions = {}
         positions = [self.position_of(reference, reference) for reference in references]
         return inputs_at, (array("I", positions).tobytes(),)
 

@@ -57,7 +57,8 @@ class Submit(NamedTuple):
 
     `dependency_starts` (packed 'I', `count + 1`) and `dependencies` (packed 'q') are the tasks' inputs as compressed
     sparse rows: task i's mark k stands for `dependencies[starts[i] + k]`, the client's own number of the task whose
-    value goes there. Both are empty when no task has inputs. A dependency's number is always known to the scheduler by
+    value goes there. Empty starts with dependencies: every task takes all of them. Both are empty when no task has
+    inputs. A dependency's number is always known to the scheduler by
     then: the client's own earlier task, an alias, or a value it offered.
 
     `options`: only what differs from the default, by name: priority (int), retries (int), timeout_seconds (float),
@@ -332,7 +333,8 @@ class Grant(NamedTuple):
     `arguments`, `offsets`, `blob` as in Submit, over the granted rows. `inputs` (packed 'I') are the rows' inputs as
     compressed sparse rows with `input_starts`; each is an index into `values`, whose entries are
     `[row, attempt, nbytes, [addresses of agents that hold it]]`; an empty list of addresses means that a client will
-    push it here. Both are empty when no task has inputs. `inline_limit_bytes`: results up to this size travel in Done.
+    push it here. Empty starts with inputs: every task takes all of them. Both are empty when no task has inputs.
+    `inline_limit_bytes`: results up to this size travel in Done.
     `options`: timeout_seconds (float).
     """
 

@@ -82,7 +82,10 @@ def input_at(index: int) -> Any:
 
 def inputs_at(indices: bytes) -> list[Any]:
     """Give several inputs of the load in progress (packed 'I'); found in pickles only."""
-    return [input_at(index) for index in array("I", indices)]
+    try:
+        return list(map(_current_load.inputs.__getitem__, array("I", indices)))
+    except IndexError:
+        return [input_at(index) for index in array("I", indices)]  # says what is missing
 
 
 class Mark:

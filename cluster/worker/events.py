@@ -208,7 +208,8 @@ class GiveTasks(NamedTuple):
     """Put `tasks` records, `sequence` and up, into the slot's pipe, and hand it what the tasks need.
 
     `arguments`, `offsets` and `blob` as in Grant, except that the offsets (if any) count from `offsets[0]`.
-    `input_starts` and `inputs` (packed 'I', empty without inputs) index `values`, whose items are a value's
+    `input_starts` and `inputs` (packed 'I'; both empty without inputs, the starts alone when all tasks take all of the
+    inputs) index `values`, whose items are a value's
     bytes, or `[path, nbytes]`."""
 
     slot: int

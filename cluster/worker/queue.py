@@ -78,7 +78,7 @@ class Assignment:
     def needs(self, index: int) -> array[int]:
         """What task `index` takes as inputs, as indices of `values`."""
         starts = self.input_starts
-        return self.inputs[starts[index] : starts[index + 1]]
+        return self.inputs[starts[index] : starts[index + 1]] if starts else self.inputs
 
 
 Stretch: TypeAlias = tuple[Assignment, int, int]  # the assignment, the first index, how many

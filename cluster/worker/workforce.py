@@ -357,16 +357,16 @@ class Workforce:
 
     def _pack_inputs(self, assignment: Assignment, first: int, count: int) -> tuple[bytes, bytes, list[Any]] | None:
         """The inputs of some tasks as a table and indices into it; None if one is gone, and then they have failed."""
-        held = self._supply.values
         place: dict[int, int] = {}
         values: list[Any] = []
         starts, inputs = array("I", (0,)), array("I")
-        for task in range(first, first + count):
+        # What all tasks take is listed once.
+        for task in range(first, first + count) if assignment.input_starts else (first,):
             for need in assignment.needs(task):
                 position = place.get(need)
                 if position is None:
                     row, attempt = assignment.values[need][:2]
-                    value = held.get(value_key(attempt, row))
+                    value = self._supply.values.get(value_key(attempt, row))
                     if value is None:
                         details = {"message": "an input is gone", "row": row, "attempt": attempt, "address": ""}
                         for failed in range(first, first + count):
@@ -376,7 +376,7 @@ class Workforce:
                     values.append(list(value) if isinstance(value, Segment) else value)
                 inputs.append(position)
             starts.append(len(inputs))
-        return starts.tobytes(), inputs.tobytes(), values
+        return starts.tobytes() if assignment.input_starts else b"", inputs.tobytes(), values
 
     def _balance(self, now: float) -> None:
         self._balance_at = None

@@ -80,16 +80,18 @@ class ClientSide(Peer):
         *,
         function: str = "f",
         inputs: Sequence[Sequence[int]] = (),
+        shared: Sequence[int] = (),
         batch: int | None = None,
         argument: bytes = b"",
         **options: Any,
     ) -> int:
-        """Submit tasks, all of one function; the first one's number. `inputs`: each task's, as numbers."""
+        """Submit tasks, all of one function; the first one's number. `inputs`: each task's, as numbers; `shared`: what
+        every task takes."""
         first = self.next_number
         self.next_number += count
         self.say(messages.DefineFunction(function.encode(), function, b"code of " + function.encode()))
         starts = array("I", accumulate(map(len, inputs), initial=0)).tobytes() if inputs else b""
-        dependencies = array("q", [number for each in inputs for number in each]).tobytes()
+        dependencies = array("q", shared or [number for each in inputs for number in each]).tobytes()
         batch = (first if count > 1 else -1) if batch is None else batch
         message = messages.Submit(
             first, count, batch, function.encode(), function, options, 0, b"", argument, starts, dependencies
