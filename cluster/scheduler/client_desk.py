@@ -120,6 +120,7 @@ class ClientDesk:
         if keep:
             table.flags[start:stop] = bytes((OWNER_WANTS | KEPT,)) * run.count
         if message.dependencies:
+            table.state[start:stop] = bytes((WAITING,)) * run.count  # a task may take the one before it in its part
             self._link(client, run, message)
         else:
             owner = NOBODY

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cluster.simulation.agents import AgentProcess
     from cluster.simulation.world import World
 
-__all__ = ["PromiseWatch", "check_agreement", "check_everything_is_gone"]
+__all__ = ["FairnessWatch", "PromiseWatch", "check_agreement", "check_everything_is_gone"]
 
 PROMISED_SECONDS = 0.1
 LOOK_EVERY_SECONDS = 0.02
@@ -102,6 +102,43 @@ class PromiseWatch:
                 f"row {row} has waited for {waited:.3f} s while a slot of {worker.name} that may run it is idle"
                 f"\n{invariants.story(ledger, row)}\n  workers (tasks, recall pending): {others}"
             )
+
+
+class FairnessWatch:
+    """Clients have equal shares of slot time as long as all of them have work that waits.
+
+    Watched from the beginning until, for the first time, some client has nothing that waits: what was used before would
+    shift the shares that follow.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seconds: dict[int, float] = {}
+        self._longest = 0.0
+        self._contended = False
+        self._ended = world.plan.clients < 2
+
+    def note(self, client: int, seconds: float) -> None:
+        """A slot has spent so much time on a client's task."""
+        if not self._ended:
+            self._seconds[client] = self._seconds.get(client, 0.0) + seconds
+            self._longest = max(self._longest, seconds)
+
+    def look(self) -> None:
+        """See whether the clients still compete, and whether each had its share."""
+        if self._ended:
+            return
+        ledger = self._world.scheduler.ledger
+        waiting = [client.ready_rows > 0 for client in ledger.clients.values()]
+        if len(waiting) < self._world.plan.clients or not all(waiting):
+            self._ended = self._contended
+            return
+        self._contended = True
+        shares = [self._seconds.get(client, 0.0) for client in range(self._world.plan.clients)]
+        slots = sum(worker.slots for worker in ledger.workers.values())
+        # What runs now is not counted, and what was granted ahead was granted by expectation.
+        tolerance = 0.1 * sum(shares) + 2 * slots * (self._longest + ledger.settings.lead_seconds) + 0.1
+        assert max(shares) - min(shares) <= tolerance, f"the clients had {shares} s of slot time while all were waiting"
 
 
 def check_agreement(world: World) -> None:

@@ -81,6 +81,7 @@ class SchedulerProcess:
         if self._handled % world.plan.check_every == 0:
             self.check()
         world.promise.look()
+        world.fairness.look()
         self._timer.follow(self.machine.next_wakeup)
 
     def check(self) -> None:

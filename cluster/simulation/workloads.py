@@ -1,8 +1,8 @@
 """What the simulated programs compute, what each task must come to (the oracle), and graphs of random shapes.
 
 A task's argument is its number in the workload, as text. What it does (how long it runs, whether it fails, how large
-its value is) is looked up there by the slot that runs it; its value is a digest of its number and of its inputs' digests.
-So a value that is right shows that the right argument met the right inputs, whatever happened on the way.
+its value is) is looked up there by the slot that runs it; its value is a digest of its number and of its inputs'
+digests. So a value that is right shows that the right argument met the right inputs, whatever happened on the way.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ class Shape:
     priorities: float = 0.0
     references: float = 0.0
     functions: int = 3
+    skew: float = 1.0  # how many times longer the first client's tasks run
 
 
 class Workload:
@@ -173,7 +174,7 @@ class Workload:
             self._draw_options(spec)
         else:
             spec.function, spec.options = like.function, like.options
-        spec.seconds = self._seconds()
+        spec.seconds = self._seconds() * (1.0 if client else shape.skew)
         if spec.timeout_seconds:
             spec.seconds = spec.timeout_seconds * random.choice((0.01, 0.2, 20.0))
             spec.stubborn = random.random() < 0.3
@@ -237,7 +238,7 @@ class Workload:
             level = self._map(client, [tuple(start)] * size)
             parts.append(level)
             while len(level) > 1:
-                pairs = [(one.index, other.index) for one, other in zip(level[::2], level[1::2], strict=False)]
+                pairs: list[tuple[int, ...]] = [(one.index, two.index) for one, two in zip(level[::2], level[1::2], strict=False)]
                 rest = [level[-1]] if len(level) % 2 else []
                 parts.append(self._map(client, pairs))
                 level = parts[-1] + rest

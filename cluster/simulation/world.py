@@ -17,7 +17,7 @@ from cluster.scheduler import invariants
 from cluster.scheduler.table import FAILED, FINISHED, FREE, RELEASED
 from cluster.session import table as states
 from cluster.simulation.agents import AgentProcess
-from cluster.simulation.checkers import PromiseWatch, check_agreement, check_everything_is_gone
+from cluster.simulation.checkers import FairnessWatch, PromiseWatch, check_agreement, check_everything_is_gone
 from cluster.simulation.clients import ClientProcess
 from cluster.simulation.clock import Clock
 from cluster.simulation.faults import RESTART_SECONDS, Faults
@@ -25,7 +25,6 @@ from cluster.simulation.network import Connection, Link, Network
 from cluster.simulation.plan import Plan, draw_plan
 from cluster.simulation.scheduling import SchedulerProcess
 from cluster.simulation.workloads import Spec, Workload
-from cluster.wire import messages
 
 __all__ = ["Report", "World", "simulate"]
 
@@ -83,6 +82,7 @@ class World:
         self._record = record
         self.scheduler = SchedulerProcess(self)
         self.promise = PromiseWatch(self)
+        self.fairness = FairnessWatch(self)
         restarts = self.random_of("restarts")
         self._restarts = restarts
         for index, name in enumerate(self._names):
@@ -182,6 +182,8 @@ class World:
             client.release(sorted(client.held))
             client.flush()
         self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
+        left = self.scheduler.ledger.table.rows_used
+        assert not left, f"everything was released, and {left} rows are still in use"
         for client in alive:
             client.session.leave()
             client.send()

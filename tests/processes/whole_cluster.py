@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -94,6 +95,11 @@ def daemon(command: str, *arguments: str, environment: Mapping[str, str] | None 
     return Daemon([sys.executable, "-m", module, *arguments], environment)
 
 
+def script(text: str, *arguments: str) -> Daemon:
+    """A program of a user."""
+    return Daemon([sys.executable, "-c", textwrap.dedent(text), *arguments])
+
+
 class WholeCluster:
     """A scheduler and workers, each a `Daemon`."""
 
@@ -117,6 +123,10 @@ class WholeCluster:
         for worker in added:
             worker.wait_for(" joined ")
         return added
+
+    def segments(self) -> list[Path]:
+        """The files of values that lie in shared memory."""
+        return list(Path(self._environment["CLUSTER__SHARED_MEMORY_DIRECTORY"]).glob("cluster-*/*/s*"))
 
     def new_client(self) -> Client:
         """A client for the test to close."""
