@@ -169,6 +169,11 @@ def summarise(joined: pd.DataFrame) -> Tables:
     return partial
 
 
+def summarise_month(path: Path, weather: pd.DataFrame, planes: pd.DataFrame, airlines: pd.DataFrame) -> Tables:
+    """One month's file as sums. One task and not three: a month's rows need not be kept for anybody else."""
+    return summarise(join(read_flights(path), weather, planes, airlines))
+
+
 def combine(left: Tables, right: Tables) -> Tables:
     """Two months' sums as one."""
     both = {}
@@ -204,10 +209,8 @@ def run_on_cluster(client: Client, data: Data, show: Callable[[Any, str], None])
     planes = client.submit(read_planes, data.planes)
     airlines = client.submit(read_airlines, data.airlines)
 
-    flights = client.map(read_flights, data.months)
-    joined = client.map(join, flights, weather=weather, planes=planes, airlines=airlines)
-    level = list(client.map(summarise, joined))
-    everything = [weather, planes, airlines, *flights, *joined, *level]
+    level = list(client.map(summarise_month, data.months, weather=weather, planes=planes, airlines=airlines))
+    everything = [weather, planes, airlines, *level]
     while len(level) > 1:
         pairs = client.map(combine, level[0:-1:2], level[1::2])
         level = [*pairs, *level[2 * len(pairs) :]]
@@ -224,7 +227,7 @@ def run_here(data: Data, each: Callable[[Callable[[Path], Tables], list[Path]], 
     weather, planes, airlines = read_weather(data.weather), read_planes(data.planes), read_airlines(data.airlines)
 
     def month(path: Path) -> Tables:
-        return summarise(join(read_flights(path), weather, planes, airlines))
+        return summarise_month(path, weather, planes, airlines)
 
     level = list(each(month, data.months))
     while len(level) > 1:

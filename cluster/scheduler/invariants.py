@@ -261,6 +261,7 @@ def _check_reasons(ledger: Ledger, live: list[int]) -> None:
 def _check_states(ledger: Ledger, live: list[int]) -> None:
     """Each state's own promises: what waits, what has a value, what may be forgotten."""
     table = ledger.table
+    contained = Counter(row for inside in ledger.contains.values() for row in inside)
     for row in live:
         state, flags = table.state[row], table.flags[row]
         inputs = table.inputs_of(row) if state in (WAITING, READY) else ()
@@ -284,7 +285,8 @@ def _check_states(ledger: Ledger, live: list[int]) -> None:
             _fault(ledger, row, f"row {row} is wanted by nobody and was not released")
         if state == RELEASED:
             delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
-            if table.holds[row] > delivered:
+            # Who has a future of it inside a value does not need it yet, and can have it made by asking.
+            if table.holds[row] > delivered + contained[row]:
                 _fault(ledger, row, f"row {row} is needed and nobody makes it")
             if table.holds[row] + table.heirs[row] <= 0:
                 _fault(ledger, row, f"row {row} was not forgotten")

@@ -1,1 +1,1 @@
-"""The whole cluster in one thread and virtual time, driven by a seed: the very machines of the daemons, faults and checks."""
+"""The whole cluster in one thread and virtual time, driven by a seed: the daemons' own machines, faults and checks."""

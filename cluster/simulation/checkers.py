@@ -157,11 +157,13 @@ def check_agreement(world: World) -> None:
         assert not missing, f"{worker.name} does not hold {_names(missing)}, which the scheduler says it does"
         assert not orphans, f"{worker.name} holds {_names(orphans)}, of which the scheduler knows nothing"
         paths = {value.path for value in held.values() if isinstance(value, Segment)}
-        assert paths == agent.files.keys(), f"{worker.name} has the files {sorted(agent.files)}, and uses {sorted(paths)}"
+        leftover = sorted(agent.files.keys() ^ paths)
+        assert not leftover, f"{worker.name} has files that no value uses, or the other way round: {leftover}"
         unanswered = agent.machine.unanswered_count
         assert unanswered == worker.outstanding == 0, f"{worker.name} owes {unanswered} of {worker.outstanding} tasks"
         assert not agent.machine.supply.waiting_count, f"tasks still wait for inputs at {worker.name}"
-    assert len(ledger.workers) == sum(agent.alive for agent in world.agents.values()), "workers were lost from the ledger"
+    alive = sum(agent.alive for agent in world.agents.values())
+    assert len(ledger.workers) == alive, f"{alive} workers live, and the ledger lists {len(ledger.workers)}"
 
 
 def _names(keys: list[int]) -> list[tuple[int, int]]:

@@ -157,8 +157,8 @@ class ClientProcess:
         return sorted(self._random.sample(numbers, count))
 
     def _submit(self) -> None:
-        sources = sorted(self.number_of)
-        for part in self.world.workload.graph(self.index, sources, self._random.randint(1, self.world.plan.graph_size)):
+        size = self._random.randint(1, self.world.plan.graph_size)
+        for part in self.world.workload.graph(self.index, sorted(self.number_of), size):
             if len(part) == 1 and self._random.random() < 0.8:
                 self._submit_one(part[0])
             else:
