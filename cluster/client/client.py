@@ -137,7 +137,7 @@ class Client:
         """
         if actor:
             raise NotImplementedError("actors are not supported; keep state in files or in values that tasks pass on")
-        if workers is None and not (key or resources or retries or priority or allow_other_workers or pure):
+        if workers is key is None and not (resources or retries or priority or allow_other_workers or pure):
             number, call = self._submission.submit(function, args, kwargs, None, _NO_OPTIONS)
             return Future(self, number, self._origin(call.label), self._drop)
         options = checked_options(
@@ -146,6 +146,7 @@ class Client:
             retries=retries,
             priority=priority,
             allow_other_workers=allow_other_workers,
+            key=key,
         )
         return self._submit(function, args, kwargs, options, None, key, pure)
 
@@ -174,6 +175,7 @@ class Client:
             retries=retries,
             priority=priority,
             allow_other_workers=allow_other_workers,
+            key=key,
         )
         return self._map(function, iterables, kwargs, options, key)
 
@@ -201,6 +203,8 @@ class Client:
             priority=priority,
             allow_other_workers=allow_other_workers,
             timeout_seconds=timeout_seconds,
+            key=key,
+            label=label,
         )
         return WithOptions(self, options, label, key)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["checked_options"]
+
+TEXT_LIMIT = 1000
+"""Characters of a key, a label or a worker's name: they travel with every task, and into every log line."""
+NAMES_LIMIT = 10_000
+WHOLE_LIMIT = 1_000_000_000
 
 
 def checked_options(
@@ -16,13 +22,19 @@ def checked_options(
     priority: int = 0,
     allow_other_workers: bool = False,
     timeout_seconds: float | None = None,
+    key: str | None = None,
+    label: str | None = None,
 ) -> dict[str, Any]:
     """Check the options and keep what differs from the default, in the order of their names.
+
+    Key and label are checked only: they are no options of the tasks.
 
     >>> checked_options(priority=3, workers="anna")
     {'priority': 3, 'workers': ['anna']}
     """
     options: dict[str, Any] = {}
+    check_text("key", key)
+    check_text("label", label)
     if allow_other_workers:
         if workers is None:
             raise ValueError("allow_other_workers has a meaning only together with workers")
@@ -30,6 +42,8 @@ def checked_options(
     if priority:
         options["priority"] = _whole("priority", priority)
     if resources:
+        if not isinstance(resources, Mapping):
+            raise TypeError(f'resources must be a mapping, as {{"GPU": 1}}, not {type(resources).__name__}')
         options["resources"] = {
             str(name): _positive(f"resources[{name!r}]", amount) for name, amount in resources.items()
         }
@@ -48,24 +62,45 @@ def worker_names(workers: str | Iterable[str] | None) -> list[str]:
     """One name or address, or several, as a list; None is an empty one."""
     if workers is None:
         return []
+    if not isinstance(workers, Iterable) or isinstance(workers, bytes):
+        raise TypeError(f"workers must be names or addresses of workers, not {type(workers).__name__}")
     names = [workers] if isinstance(workers, str) else list(workers)
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"workers must be names or addresses of workers, not {type(name).__name__}")
+        check_text("a worker's name", name)
+    if len(names) > NAMES_LIMIT:
+        raise ValueError(f"workers names {len(names)} workers, and at most {NAMES_LIMIT} can be named")
     if not names:
         raise ValueError("workers is empty: no worker may run this. Leave it out to allow all")
     return names
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless it is None, or text that can be sent and shown."""
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, not {type(value).__name__}; str({value!r:.50}) would do")
+    if not 0 < len(value) <= TEXT_LIMIT:
+        raise ValueError(f"{name} must have 1 to {TEXT_LIMIT} characters, not {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} has a character that is none ({error.reason}): {value[:100]!a}") from None
+
+
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if abs(value) > WHOLE_LIMIT:
+        raise ValueError(f"{name} must lie between -{WHOLE_LIMIT} and {WHOLE_LIMIT}")
     return value
 
 
 def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, not {value}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite, not {value}")
     return float(value)

@@ -116,7 +116,7 @@ class FairnessWatch:
         self._seconds: dict[int, float] = {}
         self._longest = 0.0
         self._contended = False
-        self._ended = world.plan.clients < 2
+        self._ended = not world.plan.compares_shares
 
     def note(self, client: int, seconds: float) -> None:
         """A slot has spent so much time on a client's task."""

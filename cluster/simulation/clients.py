@@ -23,6 +23,7 @@ __all__ = ["ClientProcess"]
 
 LATE_FLUSH_SECONDS = 0.002
 IN_MESSAGE_BYTES = 1 << 20
+MOST_THAT_IS_NO_SUBMIT = 0.6
 
 
 class PushLink:
@@ -141,6 +142,8 @@ class ClientProcess:
             (plan.shares, self._share),
             (plan.offers, self._offer),
         ]
+        # However much a seed likes the rest, there is something to do it to.
+        draw /= min(1.0, MOST_THAT_IS_NO_SUBMIT / (sum(chance for chance, _ in choices) or 1.0))
         for probability, action in choices:
             if draw < probability:
                 action()
@@ -208,8 +211,9 @@ class ClientProcess:
             references = [(self.client_id, number) for number in self._some(mine, 3)]
         spec = self.world.workload.offered(self.index, tuple(references))
         placement = self._random.choice(("demand", "demand", "spread", "broadcast"))
-        contains = [[list(reference) for reference in references]]
-        number = self.session.offer([max(spec.nbytes, len(self._content(spec)))], contains if references else [], placement=placement)
+        contains = [[list(reference) for reference in references]] if references else []
+        size = max(spec.nbytes, len(self._content(spec)))
+        number = self.session.offer([size], contains, placement=placement)
         self.offered[number] = spec
         self._hold(number, spec.index)
 

@@ -85,6 +85,7 @@ class Gather:
         fault = world.workload.judge(index, None)
         assert not fault, fault
         world.report.values_compared += 1
+        world.progress_at = world.clock.now
         for reference in references:
             if self._random.random() < 0.5:
                 self.client.take(reference)

@@ -62,6 +62,11 @@ class Plan:
         )  # fmt: skip
 
     @property
+    def compares_shares(self) -> bool:
+        """Whether clients must have equal shares: each may use every slot, and all that they use is reported."""
+        return self.calm and self.clients > 1 and not (self.shape.resources or self.shape.named_workers)
+
+    @property
     def keeps_the_promise(self) -> bool:
         """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
         return not (self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores)

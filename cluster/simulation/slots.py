@@ -215,6 +215,7 @@ class SlotProcess:
 
     def _leave(self, spec: Spec) -> None:
         spec.active -= 1
+        self.agent.world.progress_at = self._clock.now
         self.agent.world.fairness.note(spec.client, self._seconds())
         spec.left_a_slot_at = self._clock.now
         self.running = None

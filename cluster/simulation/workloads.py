@@ -238,9 +238,9 @@ class Workload:
             level = self._map(client, [tuple(start)] * size)
             parts.append(level)
             while len(level) > 1:
-                pairs: list[tuple[int, ...]] = [(one.index, two.index) for one, two in zip(level[::2], level[1::2], strict=False)]
                 rest = [level[-1]] if len(level) % 2 else []
-                parts.append(self._map(client, pairs))
+                pairs = zip(level[::2], level[1::2], strict=False)
+                parts.append(self._map(client, [(one.index, two.index) for one, two in pairs]))
                 level = parts[-1] + rest
         elif shape == "fan":
             parts.append([self.task(client, tuple(start))])

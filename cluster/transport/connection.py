@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 import weakref
@@ -17,6 +18,8 @@ from cluster.wire import frames
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
 
 __all__ = ["Connection", "OnClosed", "OnMessage"]
+
+logger = logging.getLogger(__name__)
 
 Message: TypeAlias = frames.Message
 OnMessage: TypeAlias = Callable[["Connection", Message], None]
@@ -235,6 +238,8 @@ class Connection(asyncio.BufferedProtocol):
                     return
                 data = b""
         except ProtocolError as error:
+            # It has proved to be one of ours, so this is a fault of a program, and nobody else would say it.
+            logger.warning("%s broke the protocol: %s", self, error)
             self.abort(f"the peer {self.peer_address} broke the protocol: {error}")
         finally:
             self._dispatching = False

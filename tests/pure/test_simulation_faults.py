@@ -1,0 +1,288 @@
+"""Faults planted into the machines, one at a time: each must be found within a few seeds, or the simulator is blind.
+
+The product holds no switch for them: a test replaces a named function of a machine by one that is subtly wrong. Should a
+function be renamed, its test fails here, and not by finding nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from cluster.scheduler import placement, wants, worker_desk
+from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.ledger import Ledger
+from cluster.scheduler.lifecycle import Lifecycle
+from cluster.scheduler.machine import Scheduler
+from cluster.scheduler.ready import Bucket
+from cluster.scheduler.table import FINISHED, GRANTED, Table
+from cluster.scheduler.workers import WorkerRecord
+from cluster.session.machine import Session
+from cluster.simulation.plan import Plan, draw_plan
+from cluster.simulation.workloads import Shape
+from cluster.simulation.world import simulate
+from cluster.worker.ledger import Ledger as AgentLedger
+from cluster.worker.supply import Supply
+from cluster.worker.workforce import Workforce
+
+SEEDS = 400
+
+# One client's tasks run twenty times as long, and both have more than the cluster can do.
+RIVALS = Plan(
+    workers=((2, 0.0),),
+    clients=2,
+    actions=12,
+    graph_size=60,
+    pause_seconds=0.0001,
+    shape=Shape(skew=20.0, functions=1),
+    fault_seconds=0.2,
+    gathers=0.0,
+)
+Faulty = Callable[[pytest.MonkeyPatch], None]
+
+
+def busy_plan(seed: int) -> Plan:
+    """Some of everything that most planted faults need to show."""
+    drawn = draw_plan(Random(f"{seed} planted"))
+    shape = replace(drawn.shape, references=0.6, resources=0.2, flaky=0.1, long=0.05)
+    return replace(
+        drawn, clients=2, shape=shape, offers=0.2, releases=0.3, shares=0.2, gathers=0.2, cancels=0.1, retries=0.1,
+        agent_crashes=1.0, slot_crashes=1.0, check_every=1, fault_seconds=2.0, workers=((2, 2.0), (1, 1.0)),
+    )  # fmt: skip
+
+
+def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
+    """How many seeds it takes to find a fault, and what was found."""
+    for seed in range(SEEDS):
+        fault = simulate(seed, plan_of(seed)).fault
+        if fault:
+            return seed + 1, fault
+    pytest.fail(f"the planted fault was not found in {SEEDS} seeds")
+
+
+# ------------------------------------------------------------------ the scheduler
+
+
+def accepts_stale_completions(patch: pytest.MonkeyPatch) -> None:
+    def accept(self: worker_desk.WorkerDesk, worker: WorkerRecord, attempt: int, row: int) -> bool:
+        table = self.ledger.table
+        worker.stopping.pop((attempt, row), None)
+        if row >= len(table) or table.state[row] != GRANTED:
+            return False
+        grant = worker.grants.get(attempt)
+        if grant is not None:
+            self._account(worker, attempt, grant, 1)
+        return True
+
+    patch.setattr(worker_desk.WorkerDesk, "_accept", accept)
+
+
+def counts_a_recall_without_its_list(patch: pytest.MonkeyPatch) -> None:
+    original = worker_desk.WorkerDesk.recalled
+
+    def recalled(self: worker_desk.WorkerDesk, now: float, worker: WorkerRecord, message: Any) -> None:
+        table = self.ledger.table
+        granted = [row for row in range(len(table)) if table.state[row] == GRANTED and table.holder[row] == worker.index]
+        surplus = granted[worker.slots :] if message.request >= 0 else []
+        names = [name for row in surplus for name in (table.attempt[row], row)]
+        original(self, now, worker, message._replace(names=names))
+
+    patch.setattr(worker_desk.WorkerDesk, "recalled", recalled)
+
+
+def splits_arguments_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    original = placement._arguments_of
+
+    def arguments_of(run: Any, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]:
+        moved = [(start - (start > run.start), stop - (start > run.start)) for start, stop in spans]
+        return original(run, moved)
+
+    patch.setattr(placement, "_arguments_of", arguments_of)
+
+
+def splits_a_stretch_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    original = Bucket._move_half
+
+    def move_half(self: Bucket, victim: int, thief: int) -> None:
+        original(self, victim, thief)
+        span = self.spans[thief][-1]
+        if span[1] - span[0] > 2:
+            span[1] -= 1
+
+    patch.setattr(Bucket, "_move_half", move_half)
+
+
+def loses_a_release(patch: pytest.MonkeyPatch) -> None:
+    original = wants.Wants.defer
+
+    def defer(self: wants.Wants, what: str, client: ClientRecord, runs: list[int]) -> None:
+        original(self, what, client, runs[:-2] if what == "release" and len(runs) > 4 else runs)
+
+    patch.setattr(wants.Wants, "defer", defer)
+
+
+def releases_recipes(patch: pytest.MonkeyPatch) -> None:
+    original = Table.drop_heir
+    patch.setattr(Table, "drop_heir", lambda self, source: original(self, source) and 0)
+
+
+def misses_the_wake_up_of_time(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "next_wakeup", float("inf"))
+
+
+def misses_the_wake_up_of_a_dependent(patch: pytest.MonkeyPatch) -> None:
+    original = Table.dependents
+
+    def dependents(self: Table, row: int) -> Any:
+        found = list(original(self, row))
+        return iter(found[:-1] if len(found) > 4 else found)
+
+    patch.setattr(Table, "dependents", dependents)
+
+
+def shares_by_tasks_and_not_by_time(patch: pytest.MonkeyPatch) -> None:
+    original = ClientRecord.charge
+    patch.setattr(ClientRecord, "charge", lambda self, now, seconds: original(self, now, 0.001))
+    patch.setattr(ClientRecord, "granted_seconds", property(lambda self: 0.0, lambda self, value: None), raising=False)
+
+
+def loses_the_futures_inside_a_value(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worker_desk.WorkerDesk, "_rows_of", lambda self, references: [])
+
+
+def keeps_the_attempt_after_a_loss(patch: pytest.MonkeyPatch) -> None:
+    original = Lifecycle.requeue
+    taken = Ledger.next_attempt
+
+    def requeue(self: Lifecycle, row: int) -> None:
+        self.ledger._attempts -= 1
+        original(self, row)
+
+    assert taken is not None
+    patch.setattr(Lifecycle, "requeue", requeue)
+
+
+def gives_resources_back_twice(patch: pytest.MonkeyPatch) -> None:
+    original = WorkerRecord.end
+
+    def end(self: WorkerRecord, attempt: int, count: int) -> float:
+        lane = self.grants[attempt].run.lane
+        for name, amount in () if lane is None else lane.restriction.resources:
+            self.available[name] += amount * count
+        return original(self, attempt, count)
+
+    patch.setattr(WorkerRecord, "end", end)
+
+
+def forgets_whom_to_tell_of_a_reset(patch: pytest.MonkeyPatch) -> None:
+    original = Ledger.tell_wanting
+    patch.setattr(
+        Ledger, "tell_wanting", lambda self, row, failure: original(self, row, failure) if failure is not None else None
+    )
+
+
+def believes_a_worker_that_is_gone(patch: pytest.MonkeyPatch) -> None:
+    original = worker_desk.WorkerDesk._rows_at
+    patch.setattr(worker_desk.WorkerDesk, "_rows_at", lambda self, index: list(original(self, index))[1:])
+
+
+def frees_values_that_are_needed(patch: pytest.MonkeyPatch) -> None:
+    def leave_inputs(self: Lifecycle, row: int) -> None:
+        table = self.ledger.table
+        for source in table.inputs_of(row):
+            self.unhold(source)
+            if table.state[source] == FINISHED and table.holds[source] > 1:
+                self.unhold(source)
+
+    patch.setattr(Lifecycle, "leave_inputs", leave_inputs)
+
+
+# ------------------------------------------------------------------ the agent and the session
+
+
+def agent_takes_a_grant_twice(patch: pytest.MonkeyPatch) -> None:
+    original = AgentLedger.open
+
+    def open_(self: AgentLedger, grant: Any) -> Any:
+        assignment = original(self, grant)
+        if assignment is not None and grant.attempt % 5 == 0:
+            self._newest_attempt = grant.attempt - 1
+            return original(self, grant)
+        return assignment
+
+    patch.setattr(AgentLedger, "open", open_)
+
+
+def agent_loses_a_record_that_came_back(patch: pytest.MonkeyPatch) -> None:
+    original = Workforce._put_back
+    patch.setattr(Workforce, "_put_back", lambda self, slot, taken: original(self, slot, taken[:-1]))
+
+
+def agent_blames_who_stood_by_when_a_slot_died(patch: pytest.MonkeyPatch) -> None:
+    original = Workforce.exited
+
+    def exited(self: Workforce, end: Any, now: float) -> None:
+        original(self, end._replace(unclaimed=[]), now)
+
+    patch.setattr(Workforce, "exited", exited)
+
+
+def agent_does_not_notice_that_an_input_came(patch: pytest.MonkeyPatch) -> None:
+    original = Supply._now_held
+
+    def now_held(self: Supply, peer: int, row: int, attempt: int, nbytes: int) -> None:
+        original(self, peer, row, attempt, nbytes)
+        if attempt % 3 == 0:
+            self._held = self._held[:-3]
+
+    patch.setattr(Supply, "_now_held", now_held)
+
+
+def session_passes_over_a_reset(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "_reset", lambda self, number: None)
+
+
+def session_lets_go_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "_offers_behind", lambda self, number: frozenset())
+
+
+PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
+    (accepts_stale_completions, busy_plan),
+    (counts_a_recall_without_its_list, lambda seed: replace(draw_plan(Random(seed)), check_every=1)),
+    (splits_arguments_off_by_one, busy_plan),
+    (splits_a_stretch_off_by_one, busy_plan),
+    (loses_a_release, busy_plan),
+    (releases_recipes, busy_plan),
+    (misses_the_wake_up_of_time, lambda seed: draw_plan(Random(seed))),
+    (misses_the_wake_up_of_a_dependent, busy_plan),
+    (shares_by_tasks_and_not_by_time, lambda seed: RIVALS),
+    (loses_the_futures_inside_a_value, busy_plan),
+    (keeps_the_attempt_after_a_loss, busy_plan),
+    (gives_resources_back_twice, busy_plan),
+    (forgets_whom_to_tell_of_a_reset, busy_plan),
+    (believes_a_worker_that_is_gone, busy_plan),
+    (frees_values_that_are_needed, busy_plan),
+    (agent_takes_a_grant_twice, busy_plan),
+    (agent_loses_a_record_that_came_back, busy_plan),
+    (agent_blames_who_stood_by_when_a_slot_died, busy_plan),
+    (agent_does_not_notice_that_an_input_came, busy_plan),
+    (session_passes_over_a_reset, busy_plan),
+    (session_lets_go_too_early, busy_plan),
+]
+
+
+@pytest.mark.parametrize(("plant", "plan_of"), PLANTED, ids=[plant.__name__ for plant, _ in PLANTED])
+def test_a_planted_fault_is_found(
+    plant: Faulty, plan_of: Callable[[int], Plan], monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        plant(patch)
+        seeds, fault = found_after(plan_of)
+    record_property("seeds", seeds)
+    record_property("fault", fault)
+    # The same seed shows nothing without it.
+    assert not simulate(seeds - 1, plan_of(seeds - 1)).fault
