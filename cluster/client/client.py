@@ -415,6 +415,8 @@ class Client:
         return self._results.traceback(number, timeout)
 
     def _add_done_callback(self, future: Future, function: Callable[[Future], object]) -> None:
+        if not callable(function):
+            raise TypeError(f"a function is needed, and {type(function).__name__} was given: {function!r:.100}")
         with self._driver.guard():
             if self._callback_watch is None:
                 self._callback_watch = self._session.watch(set())

@@ -36,6 +36,8 @@ __all__ = ["Driver"]
 PARKED_SECONDS = 0.020
 LATE_FLUSH_SECONDS = 0.002
 JOINED_WRITE_BYTES = 64 * 1024
+ENDLESS_SECONDS = 1_000_000.0
+"""Nobody waits so long, and the system's calls for waiting take little more."""
 
 _log = logging.getLogger("cluster.client")
 
@@ -225,7 +227,8 @@ class Driver:
                 self._waiters.append(waiter)
                 self.session.waiting = len(self._waiters)
             try:
-                return self._wait(waiter, None if timeout is None else time.monotonic() + timeout, shield)
+                deadline = None if timeout is None or timeout > ENDLESS_SECONDS else time.monotonic() + timeout
+                return self._wait(waiter, deadline, shield)
             finally:
                 with self.lock:
                     self._waiters.remove(waiter)

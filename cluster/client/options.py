@@ -62,7 +62,7 @@ def worker_names(workers: str | Iterable[str] | None) -> list[str]:
     """One name or address, or several, as a list; None is an empty one."""
     if workers is None:
         return []
-    if not isinstance(workers, Iterable) or isinstance(workers, bytes):
+    if not isinstance(workers, Iterable):
         raise TypeError(f"workers must be names or addresses of workers, not {type(workers).__name__}")
     names = [workers] if isinstance(workers, str) else list(workers)
     for name in names:

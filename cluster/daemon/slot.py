@@ -18,7 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from time import perf_counter
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO
 
 import msgpack
 
@@ -28,7 +28,7 @@ from cluster.storage.segments import map_segment, write_encoded
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
 
-__all__ = ["SlotDescriptors", "run_slot"]
+__all__ = ["SlotDescriptors", "open_output", "run_slot"]
 
 _SMALL_VALUE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
@@ -96,6 +96,11 @@ class _Piece:
         return value
 
 
+def open_output(descriptor: int) -> TextIO:
+    """A text stream for what tasks print. Whole lines leave at once: what a slot wrote before it died is not lost."""
+    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
 def run_slot(descriptors: SlotDescriptors, worker_name: str) -> None:
     """Run tasks until the agent closes the claim pipe."""
     faulthandler.enable()  # a segmentation fault leaves its traceback among the last lines that the slot wrote
@@ -149,6 +154,7 @@ class _Slot:
         data = os.read(self._descriptors.tasks, _READ_BYTES)
         if not data:
             os._exit(0)  # the agent has gone; the starter is about to end this process anyway
+        self._restore_output()
         self._unpacker.feed(data)
         for message in self._unpacker:
             code = message[0]
@@ -158,6 +164,15 @@ class _Slot:
                 self._functions[message[1]] = (message[2], message[3])
             else:
                 self._segment_answers[message[1]] = (message[2], message[3])
+
+    def _restore_output(self) -> None:
+        """A task that closed or redirected its output does so for itself, not for those that come after it."""
+        os.dup2(self._descriptors.output, 1)
+        os.dup2(self._descriptors.output, 2)
+        if sys.stdout is None or sys.stdout.closed:
+            sys.stdout = open_output(1)
+        if sys.stderr is None or sys.stderr.closed:
+            sys.stderr = open_output(2)
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._descriptors.reports, data)

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgpack
 
 from cluster.daemon import slot_protocol
-from cluster.daemon.slot import SlotDescriptors, run_slot
+from cluster.daemon.slot import SlotDescriptors, open_output, run_slot
 from cluster.storage.segments import remove_if_dead
 
 __all__ = ["main"]
@@ -130,9 +130,7 @@ class Starter:
         os.dup2(descriptors.output, 2)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        # Whole lines at once: what a slot wrote before it died should not be lost in a buffer.
-        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stdout, sys.stderr = open_output(1), open_output(2)
         run_slot(descriptors, self._worker_name)
 
     # ------------------------------------------------------------------ ends

@@ -177,7 +177,7 @@ class Scheduler:
             case messages.Cancel():
                 self.wants.defer("cancel", client, message.runs)
             case messages.Retry():
-                self.wants.retry(client, message.runs)
+                self.wants.defer("retry", client, message.runs)  # after a cancel that is still being worked at
             case messages.Locate():
                 self.questions.locate(client, message)
             case messages.Pushed():

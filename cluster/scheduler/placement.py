@@ -32,6 +32,7 @@ INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the n
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
 MOVE_FREELY_BYTES = 1 << 20
 BANDWIDTH_BYTES_PER_SECOND = 1e9
+ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
 
@@ -46,6 +47,7 @@ class Placement:
         self.look_again_at = math.inf
         self._recalls = 0
         self._now = 0.0  # of the latest placing
+        self._search = 0  # how many rows of a stretch are looked at for one that may move
 
     # ------------------------------------------------------------------ workers' room
 
@@ -114,7 +116,7 @@ class Placement:
 
         table = self.ledger.table
         for client, lane in self._lanes_by_turn(worker, now):
-            taken = lane.take(worker.index, limit, table.state, self._may_move)
+            taken = lane.take(worker.index, limit, table.state, self._may_move, self._search)
             if taken is not None:
                 run, spans = taken
                 count = sum(stop - start for start, stop in spans)
@@ -171,7 +173,15 @@ class Placement:
                 nbytes += table.nbytes[source]
         if nbytes <= MOVE_FREELY_BYTES:
             return True
-        return nbytes / BANDWIDTH_BYTES_PER_SECOND < holder.outstanding_seconds / holder.slots
+        return nbytes / BANDWIDTH_BYTES_PER_SECOND < self._expected_wait(holder)
+
+    def _expected_wait(self, worker: WorkerRecord) -> float:
+        """How long a slot of a worker is expected to be taken: by measure, and at least as long again as until now."""
+        oldest = next(iter(worker.grants.values()), None)
+        if oldest is None:
+            return 0.0
+        taken_for = self._now - max(worker.last_progress, oldest.granted_at)
+        return max(worker.outstanding_seconds / worker.slots, taken_for)
 
     def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> None:
         ledger, table = self.ledger, self.ledger.table
@@ -282,7 +292,9 @@ class Placement:
     def look_again(self, now: float) -> None:
         """Recall from stuck workers for idle ones, and see whether time alone made something startable."""
         self.look_again_at = math.inf
+        self._search = ROWS_SEARCHED
         self.place(now)
+        self._search = 0
         idle = [worker for worker in self.idle.values() if worker.free_slots]
         if not idle:
             return

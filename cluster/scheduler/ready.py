@@ -69,16 +69,19 @@ class Bucket:
             self._lengths[owner] += stop - start
         self.size += stop - start
 
-    def take(self, worker: int, limit: int, state: bytearray, may_move: Callable[[int, int, int], bool]) -> list[Span]:
+    def take(
+        self, worker: int, limit: int, state: bytearray, may_move: Callable[[int, int, int], bool], search: int
+    ) -> list[Span]:
         """Up to `limit` ready rows for a worker, as spans; its own first.
 
-        `may_move(row, owner, worker)` says whether rows of another owner's stretch are better run here.
+        `may_move(row, owner, worker)` says whether rows of another owner's stretch are better run here. The last row
+        speaks for its stretch; where it does not move, `search` further rows are looked at, and move alone.
         """
         taken: list[Span] = []
         while limit > 0 and self.size > 0:
             spans = self.spans.get(worker)
             if spans is None:
-                if not self._take_over(worker, may_move):
+                if not self._take_over(worker, may_move, search):
                     break
                 continue
             start, stop = spans[0]
@@ -112,7 +115,7 @@ class Bucket:
         else:
             spans[0][0] = stop
 
-    def _take_over(self, thief: int, may_move: Callable[[int, int, int], bool]) -> bool:
+    def _take_over(self, thief: int, may_move: Callable[[int, int, int], bool], search: int) -> bool:
         """Give half of the largest other stretch to `thief`; False when nothing may move."""
         refused: list[Span] = []
         victim = None
@@ -133,9 +136,32 @@ class Bucket:
         for entry in refused:
             heappush(self._heap, entry)
         if victim is None:
-            return False
+            return any(self._move_one(owner, thief, may_move, search) for _, owner in refused)
         self._move_half(victim, thief)
         return True
+
+    def _move_one(self, victim: int, thief: int, may_move: Callable[[int, int, int], bool], search: int) -> bool:
+        """Give one row out of the middle of a stretch to `thief`, if one of `search` rows may move."""
+        spans = self.spans[victim]
+        for position in range(len(spans) - 1, max(-1, len(spans) - 1 - search), -1):
+            start, stop = spans[position]
+            for row in range(stop - 1, max(start - 1, stop - 1 - search), -1):
+                if may_move(row, victim, thief):
+                    spans[position] = [row + 1, stop]
+                    spans.insert(position, [start, row])
+                    self._keep(victim, deque(span for span in spans if span[0] < span[1]))
+                    self._keep(thief, deque([[row, row + 1]]))
+                    return True
+        return False
+
+    def _keep(self, owner: int, spans: deque[list[int]]) -> None:
+        if spans:
+            self.spans[owner] = spans
+            self._lengths[owner] = sum(stop - start for start, stop in spans)
+            heappush(self._heap, (-self._lengths[owner], owner))
+        else:
+            del self.spans[owner]
+            del self._lengths[owner]
 
     def _move_half(self, victim: int, thief: int) -> None:
         spans = self.spans[victim]
@@ -225,6 +251,7 @@ class Lane:
         limit: Callable[[Run], int],
         state: bytearray,
         may_move: Callable[[int, int, int], bool],
+        search: int,
     ) -> tuple[Run, list[Span]] | None:
         """The next rows for a worker, all of one run; None when nothing here may run there now."""
         blocked: list[tuple[int, int, int, Bucket]] = []
@@ -237,7 +264,7 @@ class Lane:
             run = bucket.run
             allowed = limit(run)
             if allowed > 0:
-                spans = bucket.take(worker, allowed, state, may_move)
+                spans = bucket.take(worker, allowed, state, may_move, search)
                 if spans:
                     self.size -= sum(stop - start for start, stop in spans)
                     found = run, spans

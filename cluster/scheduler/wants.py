@@ -7,7 +7,17 @@ from collections.abc import Callable
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
-from cluster.scheduler.table import DELIVERED, FAILED, GRANTED, KEPT, OWNER_WANTS, READY, RELEASED, WAITING
+from cluster.scheduler.table import (
+    DELIVERED,
+    FAILED,
+    FINISHED,
+    GRANTED,
+    KEPT,
+    OWNER_WANTS,
+    READY,
+    RELEASED,
+    WAITING,
+)
 
 __all__ = ["Wants"]
 
@@ -23,7 +33,7 @@ class Wants:
         self._end = end
 
     def defer(self, what: str, client: ClientRecord, runs: list[int]) -> None:
-        """Note a release or a cancel, to be done in steps that do not hold the loop up."""
+        """Note a release, a cancel or a retry, to be done in order, in steps that do not hold the loop up."""
         for position in range(0, len(runs), 2):
             self.ledger.deferred.append((what, client, runs[position], runs[position + 1]))
 
@@ -45,8 +55,10 @@ class Wants:
             budget -= step
             if what == "release":
                 self._release(client, first, step)
-            else:
+            elif what == "cancel":
                 self.cancel(client, [first, step])
+            else:
+                self.retry(client, [first, step])
 
     def _release(self, client: ClientRecord, first: int, count: int) -> None:
         table, lifecycle = self.ledger.table, self.lifecycle
@@ -134,11 +146,13 @@ class Wants:
         ledger, table = self.ledger, self.ledger.table
         roots: dict[int, None] = {}
         for position in range(0, len(runs), 2):
-            for _, row, length in client.rows(runs[position], runs[position + 1]):
-                for current in range(row, row + length):
-                    failure = ledger.failures.get(current)
-                    if failure is not None and table.state[current] == FAILED:
-                        roots[self._root(current, failure)] = None
+            for number in range(runs[position], runs[position] + runs[position + 1]):
+                current = client.row(number)
+                failure = ledger.failures.get(current)
+                if failure is not None and table.state[current] == FAILED:
+                    roots[self._root(current, failure)] = None
+                else:
+                    self._want_again(client, number, current)
         revived: dict[int, None] = {}
         stack = list(roots)
         while stack:
@@ -156,6 +170,25 @@ class Wants:
         for row in revived:
             if table.holds[row] > 0:
                 self.lifecycle.revive(row)
+
+    def _want_again(self, client: ClientRecord, number: int, row: int) -> None:
+        """The client retries what has not failed: its cancel came too late, or another client's want outweighed it."""
+        ledger, table = self.ledger, self.ledger.table
+        if row < 0:
+            details = {
+                "type": "ValueLost",
+                "message": "the task was cancelled and forgotten before it was retried",
+                "remedy": "submit the task again",
+            }
+            ledger.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
+            return
+        if number not in client.aliases and not table.flags[row] & OWNER_WANTS:
+            table.flags[row] |= OWNER_WANTS
+            table.holds[row] += 1
+        if table.state[row] == FINISHED:
+            ledger.tell_finished(client, number, b"")
+        elif table.state[row] == RELEASED:
+            self.lifecycle.revive(row)
 
     def _root(self, row: int, failure: Failure) -> int:
         root = failure.row

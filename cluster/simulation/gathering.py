@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cluster.session import table as states
+from cluster.session.machine import Failure
 from cluster.simulation.network import Connection
 from cluster.simulation.workloads import decode_value
 from cluster.wire import messages
@@ -17,6 +18,13 @@ __all__ = ["Gather"]
 
 PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
+
+
+def kind_of(failure: Failure) -> str:
+    """The kind of a failure; what was let go of although somebody counted on it is told from what cannot be made."""
+    message = str(failure.details.get("message", ""))
+    let_go = "released before" in message or "no longer holds this value" in message
+    return "let go of" if failure.kind == "lost" and let_go else failure.kind
 
 
 class Gather:
@@ -67,7 +75,7 @@ class Gather:
         session, workload = client.session, client.world.workload
         state = session.state(number)
         if state == states.FAILED:
-            fault = workload.judge(client.held[number], session.failures[number].kind)
+            fault = workload.judge(client.held[number], kind_of(session.failures[number]))
             assert not fault, f"{fault}: {session.failures[number]}"
             return True
         if state == states.HERE:

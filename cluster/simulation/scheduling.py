@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["EPOCH", "SchedulerProcess"]
 
 EPOCH = 7
+ROWS_AN_EVENT = 30
 
 
 class SchedulerProcess:
@@ -29,7 +30,7 @@ class SchedulerProcess:
         self._connections: dict[int, Connection] = {}
         self._peers_seen = 0
         self._timer = Timer(world.clock, self._wake)
-        self._handled = 0
+        self._unchecked = 0
         self._newest_attempt = 0
 
     def accept(self, hear: Callable[[Any], None], ended: Callable[[], None]) -> Connection:
@@ -77,8 +78,10 @@ class SchedulerProcess:
             world.send(connection.to_near, effect.message)
         for peer in closed:
             self._lost(peer)
-        self._handled += 1
-        if self._handled % world.plan.check_every == 0:
+        self._unchecked += 1
+        # A large table is not searched so often: the searches would take all the time that there is for other seeds.
+        if self._unchecked >= world.plan.check_every + self.ledger.table.rows_used // ROWS_AN_EVENT:
+            self._unchecked = 0
             self.check()
         world.promise.look()
         world.fairness.look()

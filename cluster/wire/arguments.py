@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import SerializationError
+from cluster.units import format_bytes
 from cluster.wire.encoded import Reference
 from cluster.wire.payload import Mark, dumps, input_at, inputs_at
 from cluster.wire.pickling import ValuePickler
@@ -177,6 +178,7 @@ class ArgumentPacker:
         if end - start > RENEWED_AFTER_BYTES:
             noted = self._pickler.noted
             self._renew()
+            self._check_call(start)
             return noted
         if self._pickler.touched:
             noted = self._pickler.noted
@@ -212,7 +214,19 @@ class ArgumentPacker:
             self._blob.limit_bytes = LARGE_BYTES
             self._renew()
         self.offsets.append(len(data))
+        self._check_call(start)
         return pickler.noted
+
+    def _check_call(self, start: int) -> None:
+        """Take the last call back if it does not fit a frame though nothing in it is large."""
+        nbytes = len(self._data) - start
+        if nbytes > CALL_LIMIT_BYTES:
+            del self._data[start:]
+            self.offsets.pop()
+            raise SerializationError(
+                f"the arguments of one call take {format_bytes(nbytes)}, in parts too small to travel apart, and at "
+                f"most {format_bytes(CALL_LIMIT_BYTES)} may go together. Pass them as one list: it travels as a value."
+            )
 
 
 class _Apart:

@@ -56,9 +56,7 @@ def sometimes_long(path: str) -> Any:
 
 @pytest.mark.both_shapes
 @pytest.mark.parametrize("position", [0, 250, 499])
-def test_a_long_task_in_a_batch_of_short_ones_holds_none_of_them_up(
-    client: Client, gate: Gate, position: int
-) -> None:
+def test_a_long_task_in_a_batch_of_short_ones_holds_none_of_them_up(client: Client, gate: Gate, position: int) -> None:
     assert client.gather(client.map(sometimes_long, [""] * 200), timeout=20) == [1] * 200  # known as short by now
     futures = client.map(sometimes_long, [gate.path if at == position else "" for at in range(500)])
     gate.wait_until_reached()

@@ -1,4 +1,4 @@
-"""The real daemons as processes of a test, gates that tasks wait at, and what processes and tasks leave to be counted."""
+"""The real daemons as processes of a test, gates that tasks wait at, and what a process holds."""
 
 from __future__ import annotations
 
