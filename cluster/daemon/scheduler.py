@@ -117,8 +117,9 @@ class SchedulerDaemon:
     def _closed(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.context]
         self._congested.discard(connection.context)
-        # Clients come and go; a worker is missed.
-        level = logging.WARNING if reason and connection.peer.role == "worker" else logging.DEBUG
+        # Clients come and go; a worker is missed, unless all are told to end.
+        is_missed = bool(reason) and connection.peer.role == "worker" and not self._ended.is_set()
+        level = logging.WARNING if is_missed else logging.DEBUG
         logger.log(level, "lost %s: %s", connection, reason)
         self._handle(Disconnected(connection.context))
 

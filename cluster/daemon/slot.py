@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TextIO
 import msgpack
 
 from cluster.daemon import slot_protocol
-from cluster.errors import ClusterError, SerializationError, StoreFull
+from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
 from cluster.storage.segments import map_segment, write_encoded
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
@@ -58,10 +58,15 @@ class _LoadFailed(Exception):
     """A task's function or arguments could not be loaded; the cause is the chained exception."""
 
 
+class _InputGone(Exception):
+    """An input was freed before the task could map it: no fault of the task, which is to run again."""
+
+
 class _Piece:
     """Consecutive tasks as they came from the agent."""
 
     __slots__ = (
+        "_unchangeable",
         "arguments",
         "base",
         "blob",
@@ -72,7 +77,6 @@ class _Piece:
         "label",
         "offsets",
         "sequence",
-        "_unchangeable",
         "values",
     )
 
@@ -84,7 +88,6 @@ class _Piece:
         self.inputs = array("I", message[9])
         self.values: list[Any] = message[10]
         self._unchangeable: dict[int, Any] = {}
-
 
     def value(self, need: int) -> Any:
         """Load an input. Each task gets its own, except of what nobody can change."""
@@ -234,6 +237,8 @@ class _Slot:
         if isinstance(error, TaskInterrupted):
             kind, data = "interrupted", b""
             details: dict[str, Any] = {"message": "the task was stopped while it ran"}
+        elif isinstance(error, _InputGone):
+            kind, data, details = "missing", b"", {"message": str(error)}
         elif isinstance(error, _LoadFailed):
             kind, data, details = self._describe_load_failure(piece, error)
         else:
@@ -283,6 +288,8 @@ class _Slot:
                 call = payload.loads(blob, inputs=list(map(piece.value, needs)))
             else:
                 call = pickle.loads(blob)
+        except _InputGone:
+            raise
         except Exception as error:
             raise _LoadFailed(f"what {piece.label} was given as arguments") from error
         if piece.arguments:
@@ -311,7 +318,12 @@ def _load_value(value: Any) -> Any:
     if type(value) is bytes:
         return payload.loads(value)
     path, nbytes = value
-    return payload.loads(map_segment(path, nbytes))
+    try:
+        mapped = map_segment(path, nbytes)
+    except ValueLost as error:
+        # The other copies were lost, and the scheduler did not know of this one yet: the value is made anew.
+        raise _InputGone(str(error)) from error
+    return payload.loads(mapped)
 
 
 def _is_unserializable(error: BaseException) -> bool:

@@ -151,7 +151,7 @@ class LocalCluster:
 
 
 def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
-    daemons = [*workers.values(), *scheduler]
+    daemons = [*scheduler, *workers.values()]  # in this order, or the scheduler would complain of its workers' going
     workers.clear()
     scheduler.clear()
     for daemon in daemons:

@@ -31,7 +31,7 @@ __all__ = ["ClientDesk"]
 _AWAITED = frozenset(("awaited",))
 _NO_OPTIONS: dict[str, Any] = {}
 
-PUSHES_TRIED = 5
+PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that died in silence is given up before
 
 
 class ClientDesk:
@@ -41,6 +41,7 @@ class ClientDesk:
         self.ledger = ledger
         self.lifecycle = lifecycle
         self.placement = placement
+        self._failed_pushes: list[tuple[int, int, int]] = []  # row, its run's identity, worker
 
     # ------------------------------------------------------------------ coming and going
 
@@ -274,13 +275,16 @@ class ClientDesk:
         if row < 0 or worker is None or not message.error:
             return
         under_way = self.ledger.pushing.get(row, {})
-        tried = under_way.pop(worker.index, None)
-        if tried is None:
+        tried = under_way.get(worker.index, 0)
+        if tried == 1:
+            self._push_again(row, worker.index)
             return
-        if tried < PUSHES_TRIED:
-            self.placement.order_push(row, worker)
-            under_way[worker.index] = tried + 1
+        if 1 < tried < PUSHES_TRIED:
+            self._failed_pushes.append((row, self.ledger.run(row).identity, worker.index))
             return
+        if not tried:
+            return
+        del under_way[worker.index]
         details = {
             "type": "ValueLost",
             "message": f"the client could not send an argument to worker {worker.name} at {worker.address}: "
@@ -294,6 +298,22 @@ class ClientDesk:
         for dependent in list(table.dependents(row)):
             if table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
                 self.lifecycle.fail(dependent, failure)
+
+    def retry_pushes(self) -> None:
+        """Order again what failed since the last time; called every second."""
+        failed, self._failed_pushes = self._failed_pushes, []
+        for row, identity, worker_index in failed:
+            run = self.ledger.table.run_of[row]
+            if run is not None and run.identity == identity:
+                self._push_again(row, worker_index)
+
+    def _push_again(self, row: int, worker_index: int) -> None:
+        under_way = self.ledger.pushing.get(row, {})
+        tried = under_way.pop(worker_index, None)
+        worker = self.ledger.workers.get(worker_index)
+        if tried is not None and worker is not None:
+            self.placement.order_push(row, worker)
+            under_way[worker_index] = tried + 1
 
     def alias(self, client: ClientRecord, message: messages.Alias) -> None:
         """Futures of other clients that came inside a value: each gets a number, and a want."""

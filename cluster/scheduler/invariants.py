@@ -482,7 +482,7 @@ def _check_clients(ledger: Ledger, live: list[int]) -> None:
         if table.state[row] == RELEASED:
             recipes[run.client.identity] += 1
             recipe_bytes[run.client.identity] += run.argument_bytes(row)
-            if table.heirs[row] > 0:
+            if table.heirs[row] > 0 and table.holds[row] == 0:
                 own_recipes.setdefault(run.client.identity, []).append(row)
     for identity, client in ledger.clients.items():
         _expect(client.identity == identity, f"client {client.name} is listed under another identity")

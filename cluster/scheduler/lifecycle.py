@@ -289,6 +289,7 @@ class Lifecycle:
         if run.offered and run.client.connected:
             return  # its client still has it, and pushes it again when somebody needs it
         self._drop_contained(row)
+        self._stop_pushing(row)
         table.state[row] = RELEASED
         self._dependents_wait_again(row)
         flags = table.flags[row]
@@ -358,7 +359,14 @@ class Lifecycle:
                 if state == READY:
                     self.ledger.not_ready(row)
                 self._give_up(row, run)
-            elif state != GRANTED and table.heirs[row] == 0:  # what is granted runs out: stopping is for cancels
+            elif state == GRANTED:
+                # Dropping a future stops nothing that runs: that is for cancels. But nobody hears of what a client that
+                # is gone had running, and it would keep its slot.
+                if not run.client.connected:
+                    self.stop(row)
+                    table.holder[row] = -1
+                    self._give_up(row, run)
+            elif table.heirs[row] == 0:
                 if state == RELEASED:
                     self._leave_recipes(row, run)
                 self._forget(row, run)
@@ -410,10 +418,14 @@ class Lifecycle:
             ledger.count_out(worker_index, nbytes)
         table.holder[row] = -1
         table.replicas.pop(row, None)
-        for worker_index in ledger.pushing.pop(row, ()):
-            ledger.order_free(worker_index, attempt, row)
+        self._stop_pushing(row)
         self._drop_contained(row)
         table.state[row] = RELEASED
+
+    def _stop_pushing(self, row: int) -> None:
+        """A worker that is still sent the value will not need it."""
+        for worker_index in self.ledger.pushing.pop(row, ()):
+            self.ledger.order_free(worker_index, self.ledger.table.attempt[row], row)
 
     def _drop_contained(self, row: int) -> None:
         for inside in self.ledger.contains.pop(row, ()):

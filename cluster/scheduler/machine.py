@@ -202,7 +202,7 @@ class Scheduler:
             self.client_desk.gone(now, client)
 
     def _watch(self, now: float, closing: list[Effect]) -> None:
-        """Give up workers that are silent and clients that did not come back."""
+        """Give up workers that are silent and clients that did not come back; try again what may work by now."""
         self._watch_at = now + WATCH_SECONDS
         settings = self.ledger.settings
         for worker in list(self.ledger.workers.values()):
@@ -213,3 +213,4 @@ class Scheduler:
         for client in list(self.ledger.clients.values()):
             if now - client.gone_at > settings.client_grace_seconds:
                 self.client_desk.leave(client)
+        self.client_desk.retry_pushes()

@@ -31,7 +31,7 @@ class PromiseWatch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._next_look = 0.0
-        self._waiting_since: dict[tuple[int, int, int], float] = {}  # row, run, worker
+        self._waiting_since: dict[tuple[int, int, int, int], float] = {}  # row, run, runs of it, worker
         self._limit_seconds = PROMISED_SECONDS + 20 * world.plan.longest_delay_seconds
 
     def look(self) -> None:
@@ -43,14 +43,14 @@ class PromiseWatch:
         self._next_look = now + LOOK_EVERY_SECONDS
         ledger = world.scheduler.ledger
         state = ledger.table.state
-        since: dict[tuple[int, int, int], float] = {}
+        since: dict[tuple[int, int, int, int], float] = {}
         idle = self._idle()
         if idle and (READY in state or GRANTED in state):
             for row, code in enumerate(state):
                 if code in (READY, GRANTED) and self._startable(row):
                     for worker, agent in idle:
                         if self._may_run(row, worker):
-                            key = (row, ledger.run(row).identity, worker.index)
+                            key = (row, ledger.run(row).identity, world.spec_of(row).runs, worker.index)
                             since[key] = self._waiting_since.get(key, now)
                             self._compare(row, worker, agent, since[key])
         self._waiting_since = since
@@ -88,8 +88,12 @@ class PromiseWatch:
         return self._bytes_to_move(row, worker) <= MOVE_FREELY_BYTES
 
     def _bytes_to_move(self, row: int, worker: WorkerRecord) -> int:
-        table = self._world.scheduler.ledger.table
-        return sum(table.nbytes[source] for source in table.inputs_of(row) if worker.index not in table.holders(source))
+        ledger = self._world.scheduler.ledger
+        table = ledger.table
+        sources = list(table.inputs_of(row))
+        if len(sources) == 1 and ledger.run(sources[0]).is_join:
+            sources = list(table.inputs_of(sources[0]))
+        return sum(table.nbytes[source] for source in sources if worker.index not in table.holders(source))
 
     def _compare(self, row: int, worker: WorkerRecord, agent: AgentProcess, since: float) -> None:
         world = self._world

@@ -156,11 +156,12 @@ class SlotProcess:
         return spec
 
     def _inputs(self, effect: events.GiveTasks, index: int) -> list[tuple[bytes, tuple[Reference, ...]]]:
-        if not effect.input_starts:
-            return []
-        starts = array("I", effect.input_starts)
+        needs = array("I", effect.inputs)
+        if effect.input_starts:
+            starts = array("I", effect.input_starts)
+            needs = needs[starts[index] : starts[index + 1]]
         found = []
-        for need in array("I", effect.inputs)[starts[index] : starts[index + 1]]:
+        for need in needs:
             value = effect.values[need]
             found.append(decode_value(value if isinstance(value, bytes) else self.agent.read(value[0])))
         return found

@@ -231,6 +231,11 @@ class Workload:
         parts: list[list[Spec]] = []
         if shape == "chain":
             before = tuple(start)
+            if random.random() < 0.3:
+                parts.append([self.task(client, before)])
+                for _ in range(size):
+                    parts[0].append(self.task(client, (parts[0][-1].index,), parts[0][0]))
+                return parts
             for _ in range(size):
                 parts.append([self.task(client, before)])
                 before = (parts[-1][0].index,)

@@ -168,13 +168,7 @@ class World:
         self._run_until(self.clock.now + LONGEST_SECONDS, lambda: not any(c.acting and c.alive for c in self.clients))
         self._heal()
         alive = [client for client in self.clients if client.alive]
-        gathers = [client.gather(sorted(client.held)) for client in alive]
-        self.progress_at = self.clock.now
-        longest = self.clock.now + LONGEST_SECONDS
-        self._run_until(longest, lambda: not any(client.gathers for client in alive) or self._stands_still())
-        if any(client.gathers for client in alive):
-            raise AssertionError(self._hang(alive))
-        assert all(gather.done for gather in gathers)
+        self._look_at_everything(alive)
         if any(not client.alive for client in self.clients):
             self._run_until(self.clock.now + CLIENT_GRACE_SECONDS, lambda: False)
         self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
@@ -195,6 +189,22 @@ class World:
         if self.plan.calm:
             twice = [spec.index for spec in self.workload.specs if spec.runs > 1]
             assert not twice, f"nothing was lost, and the tasks {twice} ran more than once"
+
+    def _look_at_everything(self, clients: list[ClientProcess]) -> None:
+        """Let each client gather all that it holds, and then the futures that came inside."""
+        seen: set[tuple[int, int]] = set()
+        longest = self.clock.now + LONGEST_SECONDS
+        while True:
+            unseen = {client: [n for n in sorted(client.held) if (client.index, n) not in seen] for client in clients}
+            if not any(unseen.values()):
+                return
+            for client, numbers in unseen.items():
+                seen.update((client.index, number) for number in numbers)
+                client.gather(numbers)
+            self.progress_at = self.clock.now
+            self._run_until(longest, lambda: not any(client.gathers for client in clients) or self._stands_still())
+            if any(client.gathers for client in clients):
+                raise AssertionError(self._hang(clients))
 
     def _stands_still(self) -> bool:
         return self.clock.now - self.progress_at > PATIENCE_SECONDS

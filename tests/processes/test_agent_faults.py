@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.wire import messages
+from cluster.wire import messages, payload
 from tests.processes.agent_harness import (
     PlayedScheduler,
     Worker,
@@ -21,6 +21,7 @@ from tests.processes.agent_harness import (
     segments_below,
     until,
 )
+from tests.processes.whole_cluster import Gate, wait_at
 
 
 @pytest.fixture
@@ -181,6 +182,26 @@ def test_a_short_task_never_waits_behind_a_long_one_while_a_slot_idles(
     scheduler.send(grant(2, [(str(running),), *[("",)] * 99]))
     assert len(scheduler.done(99)) == 99
     slot_process(running)
+
+
+def test_a_task_whose_input_is_freed_while_it_waits_in_the_pipe_is_to_run_again(
+    scheduler: PlayedScheduler, tmp_path: Path, shared_memory: Path
+) -> None:
+    # As when the value was lost elsewhere before the scheduler heard of the copy here.
+    with Gate(tmp_path / "gate") as gate, Worker(scheduler.address, "--slots", "1"):
+        scheduler.send(function_message(lambda path, value: wait_at(path) if path else len(value)))
+        scheduler.send(function_message(large, "large"), grant(1, [(1_000_000,)], name="large"))
+        scheduler.send(grant(2, [("", b"12")] * 3))
+        scheduler.done(4)
+        values, calls = [[0, 1, 1_000_020, []]], [(gate.path, b""), ("", payload.mark(0))]
+        scheduler.send(grant(3, calls, values=values, needs=[[], [0]]))
+        gate.wait_until_reached()
+        scheduler.send(messages.Free([1, 0, 1]))
+        until(lambda: not list(shared_memory.glob("cluster-*/*/s*")), "the input has been freed")
+        gate.open()
+        failed = scheduler.expect(messages.RunFailed)
+        assert (failed.row, failed.attempt, failed.kind) == (1, 3, "missing")
+        scheduler.done(1)
 
 
 @pytest.mark.kills_processes

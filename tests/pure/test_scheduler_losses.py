@@ -349,6 +349,8 @@ def test_the_wants_of_a_client_end_when_it_has_been_gone_for_a_minute(dialogue: 
         worker.say(messages.AgentHeartbeat(7, {}))
     assert dialogue.ledger.table.rows_used == 3
     dialogue.wait(8.0)
+    # What it had running is stopped too: nobody hears of it, and it would keep its slot.
+    assert worker.hear(messages.Stop).names == [grant.attempt, grant.runs[0]]
     worker.done(grant)
     worker.freed()
     invariants.check_empty(dialogue.ledger)

@@ -267,9 +267,13 @@ def test_a_push_that_fails_again_and_again_fails_the_task_with_the_reason(dialog
     offered = client.offer([5000])
     client.submit(inputs=[[offered]])
     grant = worker.grant()
-    for _ in range(5):
+    for tried in range(1, 16):
         push = client.hear(messages.Push)
         client.say(messages.Pushed(push.number, push.address, "no route"))
+        if 1 < tried < 15:
+            client.hears_nothing()
+            worker.say(messages.AgentHeartbeat(7, {}))
+            dialogue.wait(1.0)
     failure = client.failed(1)
     assert failure.kind == "lost" and "no route" in failure.details["message"]
     worker.hear(messages.Stop)
