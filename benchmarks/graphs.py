@@ -51,8 +51,9 @@ CASES = (
         sizes=(16_384,),
         ladder=(256, 512, 1_024, 2_048, 4_096, 8_192, 16_384),
         figures=(
-            Figure("time", "s", at_least=Goal(times_dask=50), aim=Goal(times_dask=200)),
-            Figure("rate", "tasks a second", True),
+            Figure("time", "s"),
+            # Judged by the rate, which can be compared where a peer was measured at a smaller size.
+            Figure("rate", "tasks a second", True, at_least=Goal(times_dask=50), aim=Goal(times_dask=200)),
         ),
         measure=measure_tree,
     ),

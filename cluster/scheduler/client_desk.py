@@ -295,8 +295,11 @@ class ClientDesk:
         }
         failure = Failure("lost", b"", details, row, self.ledger.run(row).identity)
         table = self.ledger.table
-        for dependent in list(table.dependents(row)):
-            if table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
+        takers = list(table.dependents(row))
+        for dependent in takers:
+            if self.ledger.run(dependent).is_join:
+                takers.extend(table.dependents(dependent))
+            elif table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
                 self.lifecycle.fail(dependent, failure)
 
     def retry_pushes(self) -> None:

@@ -165,19 +165,22 @@ def _check_runs(ledger: Ledger) -> list[int]:
     while row < len(table):
         run = table.run_of[row]
         if run is None:
-            _expect(table.state[row] == FREE, f"row {row} has a state and no run")
+            if table.state[row] != FREE:
+                raise AssertionError(f"row {row} has a state and no run")
             row += 1
             continue
-        _expect(run.start == row and run.identity not in seen, f"run {run.identity} does not start at row {row}")
+        if run.start != row or run.identity in seen:
+            raise AssertionError(f"run {run.identity} does not start at row {row}")
         seen[run.identity] = run
-        rows = range(run.start, run.start + run.count)
-        _expect(all(table.run_of[other] is run for other in rows), f"run {run.identity} has lost some of its rows")
-        mine = [other for other in rows if table.state[other] != FREE]
-        _expect(len(mine) == run.live, f"run {run.identity} counts {run.live} live rows and has {len(mine)}")
-        _expect(run.live > 0, f"run {run.identity} is dead and not freed")
-        live += mine
+        stop = row + run.count
+        found = run.count - table.state.count(FREE, row, stop)
+        if table.run_of[row:stop].count(run) != run.count:
+            raise AssertionError(f"run {run.identity} has lost some of its rows")
+        if found != run.live or found == 0:
+            raise AssertionError(f"run {run.identity} counts {run.live} live rows and has {found}")
+        live += range(row, stop) if found == run.count else (r for r in range(row, stop) if table.state[r] != FREE)
         total += run.count
-        row += run.count
+        row = stop
     _expect(total == table.rows_used, f"{table.rows_used} rows are said to be in use, and {total} are")
     by_client = {run.identity: run for client in ledger.clients.values() for run in client.all_runs()}
     submitted = {identity: run for identity, run in seen.items() if not run.is_join}
@@ -203,7 +206,8 @@ def _count_free_edges(table: Table) -> int:
     while edge >= 0:
         count += 1
         edge = table.edge_next[edge]
-        _expect(count <= len(table.edge_row), "the list of free edges runs in a circle")
+        if count > len(table.edge_row):
+            raise AssertionError("the list of free edges runs in a circle")
     return count
 
 
@@ -211,27 +215,36 @@ def _check_edges(ledger: Ledger, live: list[int]) -> None:
     """Each input has its edge, as often as it is taken, and every edge has one place."""
     table = ledger.table
     used = 0
-    edges: Counter[tuple[int, int]] = Counter()
+    edges: dict[tuple[int, int], int] = {}
+    state, run_of, edge_row, edge_run, edge_next = (
+        table.state, table.run_of, table.edge_row, table.edge_run, table.edge_next,
+    )  # fmt: skip
     for row, edge in enumerate(table.first_edge):
-        if edge >= 0:
-            _expect(table.state[row] != FREE, f"the free row {row} has dependents")
+        if edge >= 0 and state[row] == FREE:
+            raise AssertionError(f"the free row {row} has dependents")
         while edge >= 0:
             used += 1
-            _expect(used <= len(table.edge_row), "a list of dependents runs in a circle")
-            edge = table.edge_next[edge]
-    _expect(used + _count_free_edges(table) == len(table.edge_row), "edges were lost")
+            if used > len(edge_row):
+                raise AssertionError("a list of dependents runs in a circle")
+            dependent = edge_row[edge]
+            run = run_of[dependent]
+            if run is not None and run.identity == edge_run[edge] and state[dependent] != FREE:
+                edges[row, dependent] = edges.get((row, dependent), 0) + 1
+            edge = edge_next[edge]
+    _expect(used + _count_free_edges(table) == len(edge_row), "edges were lost")
     for row in live:
-        for dependent in table.dependents(row):
-            edges[row, dependent] += 1
-    for row in live:
+        inputs = table.inputs_of(row)
+        if not inputs:
+            continue
         # What has given up its recipe needs its inputs while it is unfinished only.
         if table.flags[row] & NO_RECIPE and table.state[row] not in UNFINISHED:
             continue
-        for source, times in Counter(table.inputs_of(row)).items():
-            if table.state[source] == FREE:
+        for source in inputs:
+            if state[source] == FREE:
                 _fault(ledger, row, f"row {row} takes the value of the free row {source}")
-            if edges[source, row] != times:
-                _fault(ledger, row, f"row {row} takes row {source} {times} times, by {edges[source, row]} edges")
+            known, times = edges.get((source, row), 0), inputs.count(source)
+            if known != times:
+                _fault(ledger, row, f"row {row} takes row {source} {times} times, by {known} edges")
 
 
 # --------------------------------------------------------------------------- counters of a row
@@ -246,9 +259,11 @@ def _check_reasons(ledger: Ledger, live: list[int]) -> None:
         flags = table.flags[row]
         holds[row] += bool(flags & OWNER_WANTS) + bool(flags & KEPT)
         unfinished = table.state[row] in UNFINISHED
-        for source in table.inputs_of(row) if unfinished or not flags & NO_RECIPE else ():
-            holds[source] += unfinished
-            heirs[source] += not flags & NO_RECIPE
+        inherits = not flags & NO_RECIPE
+        if unfinished or inherits:
+            for source in table.inputs_of(row):
+                holds[source] += unfinished
+                heirs[source] += inherits
     for row, aliases in ledger.aliases_of.items():
         holds[row] += len(aliases)
     for inside in ledger.contains.values():
@@ -265,7 +280,7 @@ def _check_states(ledger: Ledger, live: list[int]) -> None:
     for row in live:
         state, flags = table.state[row], table.flags[row]
         inputs = table.inputs_of(row) if state in (WAITING, READY) else ()
-        missing = sum(table.state[source] != FINISHED for source in inputs)
+        missing = len(inputs) - sum(table.state[source] == FINISHED for source in inputs)
         if state == WAITING:
             if missing == 0:
                 _fault(ledger, row, f"row {row} waits for nothing")

@@ -94,6 +94,7 @@ class Lifecycle:
         table = self.ledger.table
         join = table.allocate(1, run.client, -1)
         join.is_join = True
+        table.attempt[join.start] = 0  # no value has that name; the row's last value had the one that stands there
         join.label = run.label
         join.depth = depth
         join.dependency_starts, join.dependencies = array("I", (0, len(sources))), sources

@@ -148,11 +148,10 @@ class Wants:
         for position in range(0, len(runs), 2):
             for number in range(runs[position], runs[position] + runs[position + 1]):
                 current = client.row(number)
+                self._want_again(client, number, current)
                 failure = ledger.failures.get(current)
                 if failure is not None and table.state[current] == FAILED:
                     roots[self._root(current, failure)] = None
-                else:
-                    self._want_again(client, number, current)
         revived: dict[int, None] = {}
         stack = list(roots)
         while stack:
@@ -172,7 +171,7 @@ class Wants:
                 self.lifecycle.revive(row)
 
     def _want_again(self, client: ClientRecord, number: int, row: int) -> None:
-        """The client retries what has not failed: its cancel came too late, or another client's want outweighed it."""
+        """A client retries something. Its cancel may have come too late, or another client's want outweighed it."""
         ledger, table = self.ledger, self.ledger.table
         if row < 0:
             details = {

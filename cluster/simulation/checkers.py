@@ -18,6 +18,7 @@ __all__ = ["FairnessWatch", "PromiseWatch", "check_agreement", "check_everything
 
 PROMISED_SECONDS = 0.1
 LOOK_EVERY_SECONDS = 0.02
+JUDGED_AFTER_SECONDS = 2.0  # of slot time: functions must have been measured, and their tasks differ
 
 
 class PromiseWatch:
@@ -31,6 +32,7 @@ class PromiseWatch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._next_look = 0.0
+        self._looks_again = False
         self._waiting_since: dict[tuple[int, int, int, int], float] = {}  # row, run, runs of it, worker
         self._limit_seconds = PROMISED_SECONDS + 20 * world.plan.longest_delay_seconds
 
@@ -54,12 +56,22 @@ class PromiseWatch:
                             since[key] = self._waiting_since.get(key, now)
                             self._compare(row, worker, agent, since[key])
         self._waiting_since = since
+        if since and not self._looks_again:
+            # As long as somebody waits and somebody is idle, nothing that happens in between may be missed.
+            self._looks_again = True
+            world.clock.after(LOOK_EVERY_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self.look()
 
     def _startable(self, row: int) -> bool:
         world = self._world
         ledger = world.scheduler.ledger
         table = ledger.table
-        if world.spec_of(row).active or any(table.state[source] != FINISHED for source in table.inputs_of(row)):
+        if table.holds[row] == 0 or world.spec_of(row).active:
+            return False  # nobody wants it any more, or it runs
+        if any(table.state[source] != FINISHED for source in table.inputs_of(row)):
             return False
         if table.state[row] == GRANTED:
             worker = ledger.workers[table.holder[row]]
@@ -141,8 +153,9 @@ class FairnessWatch:
         shares = [self._seconds.get(client, 0.0) for client in range(self._world.plan.clients)]
         slots = sum(worker.slots for worker in ledger.workers.values())
         # What runs now is not counted, and what was granted ahead was granted by expectation.
-        tolerance = 0.1 * sum(shares) + 2 * slots * (self._longest + ledger.settings.lead_seconds) + 0.1
-        assert max(shares) - min(shares) <= tolerance, f"the clients had {shares} s of slot time while all were waiting"
+        tolerance = 0.25 * sum(shares) + 2 * slots * (self._longest + ledger.settings.lead_seconds)
+        fair = max(shares) - min(shares) <= tolerance or sum(shares) < JUDGED_AFTER_SECONDS
+        assert fair, f"the clients had {shares} s of slot time while all were waiting"
 
 
 def check_agreement(world: World) -> None:

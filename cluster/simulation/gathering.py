@@ -20,10 +20,13 @@ PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
 
-def kind_of(failure: Failure) -> str:
-    """The kind of a failure; what was let go of although somebody counted on it is told from what cannot be made."""
+def kind_of(failure: Failure, workers_ended: bool) -> str:
+    """The kind of a failure; what was let go of although somebody counted on it is told from what cannot be made.
+
+    A value that was sent and released may be needed once more when a worker was lost; else it is not.
+    """
     message = str(failure.details.get("message", ""))
-    let_go = "released before" in message or "no longer holds this value" in message
+    let_go = "released before" in message or ("no longer holds this value" in message and not workers_ended)
     return "let go of" if failure.kind == "lost" and let_go else failure.kind
 
 
@@ -75,7 +78,8 @@ class Gather:
         session, workload = client.session, client.world.workload
         state = session.state(number)
         if state == states.FAILED:
-            fault = workload.judge(client.held[number], kind_of(session.failures[number]))
+            kind = kind_of(session.failures[number], client.world.workers_ended)
+            fault = workload.judge(client.held[number], kind)
             assert not fault, f"{fault}: {session.failures[number]}"
             return True
         if state == states.HERE:

@@ -20,17 +20,24 @@ BYTES_PER_SECOND = 1e9
 class Network:
     """Delays, and whether messages are taken through their frames."""
 
-    def __init__(self, clock: Clock, random: Random, shortest: float, longest: float, framed: bool) -> None:
+    def __init__(
+        self, clock: Clock, random: Random, shortest: float, longest: float, framed: bool, repeats: float
+    ) -> None:
         self.clock = clock
         self.random = random
         self.longest = longest
         self._shortest = shortest
         self._framed = framed
+        self._repeats = repeats
 
     def delay(self) -> float:
         """How long the next message takes, mostly short and sometimes long."""
         share = self.random.random()
         return self._shortest + (self.longest - self._shortest) * share * share * share
+
+    def copies(self) -> int:
+        """How often the next message arrives where it may come twice."""
+        return 1 + (self._repeats > 0.0 and self.random.random() < self._repeats)
 
     def carry(self, message: Any) -> Any:
         """The message as the other side reads it."""
@@ -52,9 +59,9 @@ class Link:
         self._closed = False
         self._held_until = 0.0
 
-    def send(self, item: Any, nbytes: int = 0) -> None:
-        """Send something; lost without a word if the link has ended."""
-        if not self._closed:
+    def send(self, item: Any, nbytes: int = 0, copies: int = 1) -> None:
+        """Send something, perhaps more than once; lost without a word if the link has ended."""
+        for _ in range(0 if self._closed else copies):
             self._put(False, item, nbytes)
 
     def stall(self, until: float) -> None:

@@ -36,6 +36,7 @@ class Plan:
     slot_start_failures: float = 0.0
     full_stores: float = 0.0
     refused_peers: float = 0.0
+    repeats: float = 0.0  # the chance of a message to come twice
     slot_crashes: float = 0.0
     agent_crashes: float = 0.0
     mutes: float = 0.0  # an agent that nobody hears any more, and that does not know it
@@ -63,8 +64,9 @@ class Plan:
 
     @property
     def compares_shares(self) -> bool:
-        """Whether clients must have equal shares: each may use every slot, and all that they use is reported."""
-        return self.calm and self.clients > 1 and not (self.shape.resources or self.shape.named_workers)
+        """Whether clients must have equal shares: each may use every slot, and its functions can be measured."""
+        restricted = self.shape.resources or self.shape.named_workers
+        return self.calm and self.clients > 1 and not restricted and not self.shape.long
 
     @property
     def keeps_the_promise(self) -> bool:
@@ -132,4 +134,5 @@ def draw_plan(random: Random) -> Plan:
         gathers=0.1,
         shares=chance(0.4, 0.05, 0.3),
         offers=chance(0.4, 0.05, 0.3),
+        repeats=chance(0.1, 0.05, 0.5),
     )

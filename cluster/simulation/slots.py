@@ -130,7 +130,7 @@ class SlotProcess:
         try:
             inputs = self._inputs(effect, index)
         except FileNotFoundError as error:
-            self._fail("exception", f"an input's file was removed: {error}")
+            self._fail("missing", f"an input's file was removed: {error}")
             return
         workload = self.agent.world.workload
         digest = Workload.combine(spec.index, [digest for digest, _ in inputs])

@@ -76,7 +76,8 @@ class Spec:
         if 0 < self.timeout_seconds < self.seconds:
             kinds.add("timeout")
         if self.cancelled:
-            kinds.add("cancelled")
+            # Where another client's want outweighs a cancel, the task is forgotten with that want.
+            kinds |= {"cancelled", "let go of"}
         if self.uncertain:
             kinds.add("lost")
         return kinds

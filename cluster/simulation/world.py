@@ -25,9 +25,19 @@ from cluster.simulation.network import Connection, Link, Network
 from cluster.simulation.plan import Plan, draw_plan
 from cluster.simulation.scheduling import SchedulerProcess
 from cluster.simulation.workloads import Spec, Workload
+from cluster.wire import messages
 
 __all__ = ["Report", "World", "simulate"]
 
+# What tells of changes is told again after a lost connection. Questions are not: each answer is for one.
+COME_TWICE = frozenset(
+    (
+        messages.DefineFunction, messages.Submit, messages.Offer, messages.Alias, messages.Release, messages.Await,
+        messages.Keep, messages.Cancel, messages.Pushed, messages.Done, messages.RunFailed, messages.Recalled,
+        messages.Held, messages.Draining, messages.AgentHeartbeat, messages.Grant, messages.Recall, messages.Stop,
+        messages.Free, messages.Finished, messages.Failed,
+    )
+)  # fmt: skip
 START_SECONDS = 1000.0
 PATIENCE_SECONDS = 90.0  # for the next run of any task; a client that is gone is forgotten within it
 LONGEST_SECONDS = 3600.0
@@ -67,6 +77,7 @@ class World:
             plan.shortest_delay_seconds,
             plan.longest_delay_seconds,
             plan.framed,
+            plan.repeats,
         )
         self._names = [f"w{index}" for index in range(len(plan.workers))]
         self.workload = Workload(self.random_of("workload"), plan.shape, self._names)
@@ -79,6 +90,7 @@ class World:
         self.agents: dict[str, AgentProcess] = {}  # by address, the dead ones too
         self.mute: list[AgentProcess] = []
         self.clients: list[ClientProcess] = []
+        self.workers_ended = False  # whether any ever did
         self.progress_at = 0.0  # when a task was last run, or a value fetched
         self._lives: dict[str, int] = {}
         self._record = record
@@ -110,8 +122,9 @@ class World:
             self.report.fingerprint = crc32(text.encode(), self.report.fingerprint)
 
     def send(self, link: Link, message: Any, content: bytes = b"", nbytes: int = 0) -> None:
-        """Send a message, and what follows it as raw bytes."""
-        link.send((self.network.carry(message), content), nbytes)
+        """Send a message, and what follows it as raw bytes; what changes something at the scheduler may come twice."""
+        copies = self.network.copies() if type(message) in COME_TWICE else 1
+        link.send((self.network.carry(message), content), nbytes, copies)
 
     def connect_to_agent(self, address: str, hear: Callable[[Any], None], ended: Callable[[], None]) -> Connection:
         """Connect to an agent; if it is not there, `ended` is called a little later."""
@@ -151,6 +164,7 @@ class World:
 
     def agent_ended(self, agent: AgentProcess) -> None:
         """A worker has died or drained: whoever runs this cluster starts it again."""
+        self.workers_ended = True
         seconds = 0.5 if self.healed else self._restarts.choice(RESTART_SECONDS)
         self.clock.after(seconds, self.start_agent, agent.name)
 
@@ -171,13 +185,13 @@ class World:
         self._look_at_everything(alive)
         if any(not client.alive for client in self.clients):
             self._run_until(self.clock.now + CLIENT_GRACE_SECONDS, lambda: False)
-        self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
+        self._settle()
         self.scheduler.check()
         check_agreement(self)
         for client in alive:
             client.release(sorted(client.held))
             client.flush()
-        self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
+        self._settle()
         left = self.scheduler.ledger.table.rows_used
         assert not left, f"everything was released, and {left} rows are still in use"
         for client in alive:
@@ -189,6 +203,17 @@ class World:
         if self.plan.calm:
             twice = [spec.index for spec in self.workload.specs if spec.runs > 1]
             assert not twice, f"nothing was lost, and the tasks {twice} ran more than once"
+
+    def _settle(self) -> None:
+        """Let the last messages arrive, and what still runs though nobody wants it run out."""
+        self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
+        self.progress_at = self.clock.now
+        workers = self.scheduler.ledger.workers
+        self._run_until(
+            self.clock.now + LONGEST_SECONDS,
+            lambda: not any(worker.outstanding for worker in workers.values()) or self._stands_still(),
+        )
+        self._run_until(self.clock.now + 1.0, lambda: False)
 
     def _look_at_everything(self, clients: list[ClientProcess]) -> None:
         """Let each client gather all that it holds, and then the futures that came inside."""

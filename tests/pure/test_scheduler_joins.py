@@ -180,3 +180,21 @@ def test_an_all_to_all_has_edges_for_its_inputs_and_its_tasks_not_for_their_prod
     client.submit(count, function="g", shared=range(first, first + 10))
     assert len(dialogue.ledger.table.edge_row) == 10 + count
     leave_nothing(dialogue, client)
+
+
+def test_a_value_that_comes_late_is_not_taken_for_that_of_a_join_in_its_row(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=3)
+    first, _ = make_level(client, worker, 2)
+    offered = client.offer([100, 100], "spread")
+    pushes = [client.hear(messages.Push), client.hear(messages.Push)]
+    client.release(offered, 2)
+    assert len(worker.freed()) == 2
+    client.submit(1, function="g", shared=range(first, first + 2))
+    grant = worker.grant()
+    assert any(dialogue.ledger.run(push.row).is_join for push in pushes)
+    for push in pushes:
+        worker.say(messages.Held(7, [push.row, push.attempt, 100]))
+        assert worker.freed() == [(push.attempt, push.row)]
+    worker.done(grant)
+    client.finished()
+    leave_nothing(dialogue, client)

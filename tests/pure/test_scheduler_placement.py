@@ -237,3 +237,42 @@ def test_nothing_wakes_the_scheduler_when_there_is_nothing_to_do(dialogue: Dialo
         dialogue.wait(dialogue.scheduler.next_wakeup - dialogue.now)
         wakeups += 1
     assert wakeups <= 6, "once a second, to look for the silent"
+
+
+def test_what_came_back_from_a_stuck_worker_does_not_go_there_again(dialogue: Dialogue) -> None:
+    client, stuck = dialogue.client(), dialogue.worker("stuck")
+    measure(dialogue, client, stuck, "f", 0.001)
+    source = client.submit()
+    stuck.done(stuck.grant(), nbytes=8)
+    client.finished()
+    client.submit(4, inputs=[[source]] * 4)
+    rows = numbers_of(stuck.grant().runs)
+    idle = dialogue.worker("idle", slots=4)
+    dialogue.wait(0.05)
+    recall = stuck.hear(messages.Recall)
+    attempt = dialogue.ledger.table.attempt[rows[0]]
+    stuck.recalled(recall.request, *[name for row in rows[1:] for name in (attempt, row)])
+    stuck.hears_nothing()
+    moved = numbers_of(idle.grant().runs) + numbers_of(idle.grant().runs)
+    assert sorted(moved) == rows[1:], "although the stuck one holds the input"
+
+
+def test_a_task_that_nobody_may_run_now_does_not_hinder_taking_back(dialogue: Dialogue) -> None:
+    client, stuck = dialogue.client(), dialogue.worker("stuck")
+    measure(dialogue, client, stuck, "f", 0.001)
+    client.submit(4)
+    stuck.grant()
+    client.submit(resources={"gpu": 1})
+    dialogue.worker("idle")
+    dialogue.wait(0.05)
+    stuck.hear(messages.Recall)
+
+
+def test_a_task_does_not_wait_for_a_worker_that_may_not_run_it(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    holder, other = dialogue.worker("holder"), dialogue.worker("other")
+    source = client.submit(workers=["holder"])
+    holder.done(holder.grant(), nbytes=10_000_000_000)
+    client.finished()
+    client.submit(inputs=[[source]], workers=["other"])
+    assert other.grant().values[0][3] == [holder.address]

@@ -302,3 +302,54 @@ def test_an_offered_value_holds_the_futures_inside_it(dialogue: Dialogue) -> Non
     worker.hears_nothing()
     client.release(offered)
     assert worker.freed() == [(grant.attempt, 0)]
+
+
+def test_a_push_that_fails_ends_tasks_with_shared_inputs_too(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=2)
+    offered = client.offer([5000])
+    client.submit(2, shared=[offered])
+    grant = worker.grant()
+    while client.inbox and type(client.inbox[0]) is messages.Push:
+        push = client.hear(messages.Push)
+        client.say(messages.Pushed(push.number, push.address, "no route"))
+        if not client.inbox:
+            worker.say(messages.AgentHeartbeat(7, {}))
+            dialogue.wait(1.0)
+    assert [client.hear(messages.Failed).kind for _ in range(2)] == ["lost", "lost"]
+    for row in grant.runs[0], grant.runs[0] + 1:
+        worker.hear(messages.Stop)
+        worker.run_failed(grant, "cancelled", row=row)
+
+
+def test_a_retry_whose_cancel_came_too_late_is_told_of_the_value(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    number = client.submit()
+    worker.done(worker.grant())
+    client.finished()
+    client.cancel(number)
+    client.say(messages.Retry([number, 1]))
+    assert client.finished() == [number]
+
+
+def test_a_retry_after_a_cancel_that_another_client_outweighed_wants_the_task_again(dialogue: Dialogue) -> None:
+    owner, other, worker = dialogue.client("owner"), dialogue.client("other"), dialogue.worker()
+    number = owner.submit()
+    alias = other.alias(owner, number)
+    owner.cancel(number)
+    assert owner.failed(number).kind == "cancelled"
+    owner.say(messages.Retry([number, 1]))
+    other.release(alias)
+    worker.done(worker.grant())
+    assert owner.finished() == [number]
+
+
+def test_everybody_hears_that_a_value_is_made_again_whoever_has_its_bytes(dialogue: Dialogue) -> None:
+    owner, other, lost = dialogue.client("owner"), dialogue.client("other"), dialogue.worker("lost")
+    number = owner.submit()
+    alias = other.alias(owner, number)
+    lost.done(lost.grant(), nbytes=8, pieces=[b"value"])
+    owner.finished()
+    other.finished()
+    lost.disconnect()
+    owner.reset(number)
+    other.reset(alias)

@@ -1,7 +1,7 @@
-"""Faults planted into the machines, one at a time: a simulator that does not find each in a few seeds is blind.
+"""Faults planted into the machines, one at a time: a simulator that does not find each in some seeds is blind.
 
-The product holds no switch for them: a test replaces a named function of a machine by one that is subtly wrong. Should a
-function be renamed, its test fails here, and not by finding nothing.
+The product holds no switch for them: a test replaces a named function of a machine by one that is subtly wrong. Should
+a function be renamed, its test fails here, and not by finding nothing.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def referring_plan(seed: int) -> Plan:
     return replace(
         drawn, clients=1, shape=shape, actions=60, graph_size=3, pause_seconds=0.02, offers=0.3, releases=0.3,
         shares=0.0, gathers=0.2, cancels=0.0, retries=0.0, keeps=0.0, check_every=5, fault_seconds=0.2,
+        agent_crashes=0.0, drains=0.0, mutes=0.0,
         workers=((2, 0.0), (2, 0.0)), longest_delay_seconds=0.002,
     )  # fmt: skip
 
