@@ -20,7 +20,6 @@ from cluster.scheduler.table import (
     GRANTED,
     KEPT,
     OWNER_WANTS,
-    RELEASED,
     WAITING,
     Run,
 )
@@ -326,22 +325,20 @@ class ClientDesk:
                 continue
             row = self._row_of_reference(reference)
             if row < 0:
-                details = {
-                    "type": "ValueLost",
-                    "message": "the task behind this future was released before the future arrived here",
-                    "remedy": "keep the value that contains the future until the future was unpickled",
-                }
-                ledger.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
+                ledger.tell_forgotten(
+                    client,
+                    number,
+                    "the task behind this future was released before the future arrived here",
+                    "keep the value that contains the future until the future was unpickled",
+                )
                 continue
             client.aliases[number] = row
             table.holds[row] += 1
             ledger.aliases_of.setdefault(row, []).append((client, number))
-            if table.state[row] == FINISHED:
-                ledger.tell_finished(client, number, b"")
-            elif table.state[row] == FAILED:
+            if table.state[row] == FAILED:
                 ledger.tell_failed(client, number, ledger.failures[row])
-            elif table.state[row] == RELEASED:
-                self.lifecycle.revive(row)
+            else:
+                self.lifecycle.catch_up(client, number, row)
 
     def _row_of_reference(self, reference: Any) -> int:
         client = self.ledger.clients.get(reference[0])

@@ -223,6 +223,11 @@ class Ledger:
             message = messages.Failed([number, 1], failure.kind, failure.error, failure.details)
             self.outbox.append((client.peer, message))
 
+    def tell_forgotten(self, client: ClientRecord, number: int, message: str, remedy: str) -> None:
+        """Tell a client that the task which it names is no longer known."""
+        details = {"type": "ValueLost", "message": message, "remedy": remedy}
+        self.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
+
     def tell_wanting(self, row: int, failure: Failure | None) -> None:
         """Tell every client that wants the row how it stands: failed, or (None) waiting for its value again."""
         run = self.run(row)

@@ -149,6 +149,14 @@ class Lifecycle:
             if table.state[current] == WAITING:
                 self.start_row(current, ledger.run(current))
 
+    def catch_up(self, client: ClientRecord, number: int, row: int) -> None:
+        """A client began to want a row: tell it of a value that exists, make one that was released."""
+        state = self.ledger.table.state[row]
+        if state == FINISHED:
+            self.ledger.tell_finished(client, number, b"")
+        elif state == RELEASED:
+            self.revive(row)
+
     def _cannot_recompute(self, row: int, run: Run) -> Failure:
         if run.offered:
             why = "it was sent from a client's memory, and no worker holds a copy any more"

@@ -10,7 +10,6 @@ from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
-    FINISHED,
     GRANTED,
     KEPT,
     OWNER_WANTS,
@@ -174,20 +173,13 @@ class Wants:
         """A client retries something. Its cancel may have come too late, or another client's want outweighed it."""
         ledger, table = self.ledger, self.ledger.table
         if row < 0:
-            details = {
-                "type": "ValueLost",
-                "message": "the task was cancelled and forgotten before it was retried",
-                "remedy": "submit the task again",
-            }
-            ledger.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
+            why = "the task was cancelled and forgotten before it was retried"
+            ledger.tell_forgotten(client, number, why, "submit the task again")
             return
         if number not in client.aliases and not table.flags[row] & OWNER_WANTS:
             table.flags[row] |= OWNER_WANTS
             table.holds[row] += 1
-        if table.state[row] == FINISHED:
-            ledger.tell_finished(client, number, b"")
-        elif table.state[row] == RELEASED:
-            self.lifecycle.revive(row)
+        self.lifecycle.catch_up(client, number, row)
 
     def _root(self, row: int, failure: Failure) -> int:
         root = failure.row

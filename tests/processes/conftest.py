@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Client, LocalCluster
+from tests.processes.agent_harness import PlayedScheduler, Worker, make_scheduler
 from tests.surroundings import Surroundings
 
 # (workers, slots of each): the usual one first.
@@ -64,3 +65,17 @@ def client(local_cluster: LocalCluster) -> Iterator[Client]:
     """A client of the module's cluster."""
     with Client(local_cluster) as connected:
         yield connected
+
+
+@pytest.fixture
+def scheduler() -> Iterator[PlayedScheduler]:
+    """A scheduler that the test plays, for workers alone."""
+    with make_scheduler() as played:
+        yield played
+
+
+@pytest.fixture
+def worker(scheduler: PlayedScheduler) -> Iterator[Worker]:
+    """A real worker of two slots, joined to the played scheduler."""
+    with Worker(scheduler.address, "--slots", "2", "--name", "w1") as joined:
+        yield joined

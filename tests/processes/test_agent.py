@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import cloudpickle
@@ -20,24 +19,11 @@ from tests.processes.agent_harness import (
     done_rows,
     function_message,
     grant,
-    make_scheduler,
     segments_below,
     until,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def scheduler() -> Iterator[PlayedScheduler]:
-    with make_scheduler() as scheduler:
-        yield scheduler
-
-
-@pytest.fixture
-def worker(scheduler: PlayedScheduler) -> Iterator[Worker]:
-    with Worker(scheduler.address, "--slots", "2", "--name", "w1") as worker:
-        yield worker
 
 
 def test_a_worker_joins_and_says_so_in_one_line(scheduler: PlayedScheduler, worker: Worker) -> None:

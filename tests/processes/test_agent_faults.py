@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,23 +16,10 @@ from tests.processes.agent_harness import (
     alive,
     function_message,
     grant,
-    make_scheduler,
     segments_below,
     until,
 )
 from tests.processes.whole_cluster import Gate, wait_at
-
-
-@pytest.fixture
-def scheduler() -> Iterator[PlayedScheduler]:
-    with make_scheduler() as scheduler:
-        yield scheduler
-
-
-@pytest.fixture
-def worker(scheduler: PlayedScheduler) -> Iterator[Worker]:
-    with Worker(scheduler.address, "--slots", "2", "--name", "w1") as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -19,14 +19,7 @@ from tests.processes.agent_harness import (
     Worker,
     function_message,
     grant,
-    make_scheduler,
 )
-
-
-@pytest.fixture
-def scheduler() -> Iterator[PlayedScheduler]:
-    with make_scheduler() as scheduler:
-        yield scheduler
 
 
 @pytest.fixture
