@@ -2,7 +2,7 @@
 # that it needs, once, in a folder of its own, and again when pyproject.toml has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all soak bench lint clean
+.PHONY: help demo docs test test-all soak bench lint clean
 SHELL := /bin/bash
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python` names another. Looked for only when needed.
@@ -17,9 +17,10 @@ BENCH ?=
 help:
 	@echo "make demo      run the flights pipeline on real daemons; results and a picture in demo-output/"
 	@echo "make test      ruff, mypy and the whole test suite (under ten minutes on two cores)"
-	@echo "make test-all  the same, then two minutes of make soak"
+	@echo "make test-all  the same, then the suite without the fast paths, the planted faults, and two minutes of make soak"
 	@echo "make soak      the simulator with fresh seeds, until interrupted or for SOAK_SECONDS (default 600)"
 	@echo "make bench     every figure beside its peers (Dask, joblib, concurrent.futures, Ray where it installs)"
+	@echo "make docs      the documentation as web pages, in docs/_build/html"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make clean     remove the environments and what the tools left"
 
@@ -50,14 +51,20 @@ endef
 demo: .venv-demo/installed
 	.venv-demo/bin/python notebooks/flights.py --output demo-output $(DEMO)
 
+docs: .venv/installed
+	.venv/bin/python -m sphinx --fail-on-warning --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
 test: lint
-	.venv/bin/python -m pytest -m "not soak" $(PYTEST)
+	.venv/bin/python -m pytest -m "not soak and not planted" $(PYTEST)
 
 test-all: test
+	CLUSTER__FAST_PATHS=0 .venv/bin/python -m pytest -m "not soak and not planted" $(PYTEST)
+	.venv/bin/python -m pytest -m planted $(PYTEST)
 	$(MAKE) soak SOAK_SECONDS=120
 
 SOAK_SECONDS ?= 600
@@ -68,5 +75,5 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
 clean:
-	rm -rf .venv .venv-demo .venv-bench .venv-virtualenv build dist demo-output
+	rm -rf .venv .venv-demo .venv-bench .venv-virtualenv build dist demo-output docs/_build
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from benchmarks import tasks
-from benchmarks.systems import SLOTS, Cluster, System
+from benchmarks.systems import ACTORS, HANDLES, SINGLE, SLOTS, Cluster, System
 
 
 class Executor(System):
@@ -173,6 +173,7 @@ class Dask(System):
     setting = f"LocalCluster(n_workers={SLOTS}, threads_per_worker=1), no dashboard, pure=False"
     module = "distributed"
     distribution = "distributed"
+    abilities = frozenset({SINGLE, HANDLES, ACTORS})
     workers, threads = SLOTS, 1
 
     @property
@@ -202,6 +203,9 @@ class Dask(System):
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self.client.submit(function, *arguments, pure=False)
+
+    def actor(self, kind: type[Any]) -> Any:
+        return self.client.submit(kind, actor=True, pure=False).result()
 
     def result(self, handle: Any) -> Any:
         return handle.result()
@@ -255,6 +259,7 @@ class Ray(System):
     setting = f"ray.init(num_cpus={SLOTS}, include_dashboard=False), object store of 1 GiB"
     module = "ray"
     distribution = "ray"
+    abilities = frozenset({SINGLE, HANDLES, ACTORS})
     first_result_program = (
         "import ray\n"
         f"ray.init(num_cpus={SLOTS}, include_dashboard=False, log_to_driver=False, "
@@ -298,6 +303,12 @@ class Ray(System):
 
     def gather(self, level: Any) -> list[Any]:
         return list(self.ray.get(level))
+
+    def actor(self, kind: type[Any]) -> Any:
+        return self.ray.remote(kind).remote()
+
+    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+        return getattr(actor, method).remote(*arguments)
 
     def all_to_all(self, level: Any) -> Any:
         call = self.remote(tasks.total_of_references).remote

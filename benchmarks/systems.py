@@ -19,6 +19,7 @@ SLOTS = 2
 
 SINGLE = "single submits"
 HANDLES = "handles of tasks that have not run"
+ACTORS = "objects that stay at a worker, whose methods are called"
 
 
 class System:
@@ -70,6 +71,14 @@ class System:
         """The first result of a map, as early as the system's users can have it."""
         return self.result(self.start_many(function, items)[0])
 
+    def actor(self, kind: type[Any]) -> Any:
+        """An object of that class at a worker, and what calls it: `actor.method(...)` gives a handle."""
+        raise NotImplementedError
+
+    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+        """A call of an actor's method; its handle."""
+        return getattr(actor, method)(*arguments)
+
     def processes(self) -> dict[str, list[int]]:
         """The process ids by role; "client" is this process."""
         children = psutil.Process().children(recursive=True)
@@ -82,6 +91,7 @@ class Cluster(System):
     name = "cluster"
     setting = f"LocalCluster(n_workers=1, slots={SLOTS})"
     module = "cluster"
+    abilities = frozenset({SINGLE, HANDLES, ACTORS})
     first_result_program = (
         "from cluster import Client, LocalCluster\n"
         "if __name__ == '__main__':\n"
@@ -125,6 +135,9 @@ class Cluster(System):
 
     def all_to_all(self, level: Any) -> Any:
         return self.client.map(self.total, [level] * len(level), range(len(level)))
+
+    def actor(self, kind: type[Any]) -> Any:
+        return self.client.submit(kind, actor=True).result()
 
     def processes(self) -> dict[str, list[int]]:
         information = self.client.scheduler_info()

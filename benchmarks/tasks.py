@@ -43,3 +43,22 @@ def hold(started: str, release: str) -> int:
     while not Path(release).exists():
         time.sleep(0.01)
     return 0
+
+
+def print_megabytes(count: int) -> int:
+    """Prints so many megabytes, a line of 100 bytes at a time."""
+    line = "x" * 99
+    for _ in range(count * 10_000):
+        print(line)
+    return count
+
+
+class Counter:
+    """The smallest actor."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def increment(self) -> int:
+        self.count += 1
+        return self.count

@@ -9,12 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from cluster.client import providers
+from cluster.daemon import in_slot
 from cluster.version import __version__
 
 if TYPE_CHECKING:
+    from cluster.client.actor import Actor
+    from cluster.client.asynchronous import AsyncClient, AsyncFuture, AsyncFutureSequence
     from cluster.client.client import Client
     from cluster.client.future import Future, FutureSequence
+    from cluster.client.in_slot import get_client
+    from cluster.client.named import Counter, Event, Lock, Queue, Semaphore, Variable
+    from cluster.client.providers import CollectionsLike
     from cluster.client.waiting import as_completed, fire_and_forget, wait
+    from cluster.daemon.task_context import current
     from cluster.deploy.local import LocalCluster
     from cluster.errors import (
         CancelledError,
@@ -24,35 +31,74 @@ if TYPE_CHECKING:
         SerializationError,
         TaskDied,
         TaskTimeout,
+        Unrunnable,
         ValueLost,
     )
+    from cluster.lazy.compute import compute, persist
+    from cluster.lazy.delayed import Delayed, delayed
+    from cluster.lazy.drawing import visualize
 
 __all__ = [
+    "Actor",
+    "AsyncClient",
+    "AsyncFuture",
+    "AsyncFutureSequence",
     "CancelledError",
     "Client",
     "ClusterError",
     "ConnectionLost",
+    "Counter",
+    "Delayed",
+    "Event",
     "Future",
     "FutureSequence",
     "LocalCluster",
+    "Lock",
+    "Queue",
     "RemoteError",
+    "Semaphore",
     "SerializationError",
     "TaskDied",
     "TaskTimeout",
+    "Unrunnable",
     "ValueLost",
+    "Variable",
     "__version__",
     "as_completed",
+    "compute",
+    "current",
+    "delayed",
     "fire_and_forget",
+    "get_client",
+    "persist",
+    "visualize",
     "wait",
 ]
 
 _MODULES = {
+    "Actor": "cluster.client.actor",
+    "AsyncClient": "cluster.client.asynchronous",
+    "AsyncFuture": "cluster.client.asynchronous",
+    "AsyncFutureSequence": "cluster.client.asynchronous",
     "Client": "cluster.client.client",
+    "Counter": "cluster.client.named",
+    "Delayed": "cluster.lazy.delayed",
+    "Event": "cluster.client.named",
     "Future": "cluster.client.future",
     "FutureSequence": "cluster.client.future",
     "LocalCluster": "cluster.deploy.local",
+    "Lock": "cluster.client.named",
+    "Queue": "cluster.client.named",
+    "Semaphore": "cluster.client.named",
+    "Variable": "cluster.client.named",
     "as_completed": "cluster.client.waiting",
+    "compute": "cluster.lazy.compute",
+    "current": "cluster.daemon.task_context",
+    "delayed": "cluster.lazy.delayed",
     "fire_and_forget": "cluster.client.waiting",
+    "get_client": "cluster.client.in_slot",
+    "persist": "cluster.lazy.compute",
+    "visualize": "cluster.lazy.drawing",
     "wait": "cluster.client.waiting",
 }
 
@@ -74,4 +120,23 @@ def _local_cluster() -> LocalCluster:
     return local()
 
 
+def _asynchronous_client() -> type[AsyncClient]:
+    kind: type[AsyncClient] = __getattr__("AsyncClient")
+    return kind
+
+
+def _client_in_slot() -> Any:
+    return import_module("cluster.client.in_slot").SlotClient
+
+
 providers.local_cluster_provider(_local_cluster)
+providers.asynchronous_client_provider(_asynchronous_client)
+
+
+def _collections() -> CollectionsLike:
+    made: CollectionsLike = import_module("cluster.lazy.collections").ClientCollections()
+    return made
+
+
+providers.collections_provider(_collections)
+in_slot.client_provider(_client_in_slot)

@@ -1,29 +1,45 @@
 """What can be set, in one place: `load` finds each setting's value and checks it.
 
-The order is: an argument, the environment (`CLUSTER__SCHEDULER_PORT=9000`), the user's file (`settings.toml` in the
-settings directory, `scheduler_port = 9000`), the default. A name that is no setting is an error wherever it stands, so
-a typing mistake is never silently without effect.
+The order is: an argument, the environment (`CLUSTER__SCHEDULER_PORT=9000`), the project file (`cluster.toml` with
+`scheduler_port = 9000`, or the same below `[tool.cluster]` in `pyproject.toml`, in the working directory or the nearest
+folder above that has one), the user's file (`settings.toml` in the settings directory), the default. A name that is no
+setting is an error wherever it stands, so a typing mistake is never silently without effect.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import math
 import os
 import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cluster.errors import SettingError
 from cluster.units import parse_bytes
 
-__all__ = ["ENVIRONMENT_PREFIX", "SETTINGS_FILE", "Settings", "load"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "PROJECT_FILE",
+    "SETTINGS_FILE",
+    "SHARED_PROJECT_FILE",
+    "SettingReport",
+    "Settings",
+    "describe",
+    "load",
+    "project_file",
+]
 
 ENVIRONMENT_PREFIX: Final = "CLUSTER__"
 SETTINGS_FILE: Final = "settings.toml"
+PROJECT_FILE: Final = "cluster.toml"
+SHARED_PROJECT_FILE: Final = "pyproject.toml"
 
 
 def _default_directory() -> Path:
@@ -47,6 +63,8 @@ class Settings:
     """The scheduler that a client without an address connects to, as tcp://host:port."""
     shared_memory_directory: Path = field(default_factory=_default_shared_memory_directory)
     """Where values are kept as files, best in memory."""
+    fast_paths: bool = True
+    """Whether a worker uses what only some systems have; without, it does the same by plain and slower means."""
     scheduler_port: int = 8770
     """The port on which a scheduler listens; 0 takes any free one."""
     heartbeat_interval_seconds: float = 1.0
@@ -59,6 +77,8 @@ class Settings:
     """How long a worker that was asked to end lets its running tasks run on."""
     lead_seconds: float = 0.010
     """How much measured work a slot is granted ahead."""
+    unmet_request_seconds: float = 60.0
+    """After so long a task fails that no connected worker has the resources or the name for; 0: never."""
     lineage_bytes: int = 1_000_000_000
     """How many bytes of arguments are kept for each client, to compute lost values again."""
     lineage_rows: int = 1_000_000
@@ -80,34 +100,147 @@ class Settings:
             )
 
 
+_TRUTH_VALUES: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _FIELDS: Final = {one.name: one for one in fields(Settings)}
 
 
+class SettingReport(NamedTuple):
+    """One setting for people: what is in force, and why."""
+
+    name: str
+    value: Any
+    kind: str
+    unit: str
+    sentence: str
+    origin: str
+    """"argument", "environment CLUSTER__NAME", a file's path, or "default"."""
+    default: Any
+
+
 def load(**overrides: Any) -> Settings:
-    """Return the settings in force: an argument goes before the environment, then the user's file, then the default.
+    """Return the settings in force: argument, environment, project file, the user's file, default, in this order.
 
     An override of None counts as not given. Raises SettingError for a name that is no setting (it names the nearest)
     and for a value that has no sense, saying where it stands.
     """
-    found: dict[str, Any] = {}
+    return _resolve(overrides)[0]
+
+
+def describe(**overrides: Any) -> list[SettingReport]:
+    """Every setting with its value and where that came from; overrides and errors as in `load`.
+
+    >>> [report.value for report in describe(scheduler_port=9000) if report.origin == "argument"]
+    [9000]
+    """
+    settings, origins = _resolve(overrides)
+    defaults, sentences = Settings(), _sentences()
+    return [
+        SettingReport(
+            one.name,
+            getattr(settings, one.name),
+            str(one.type).lower().replace(" | none", " or none"),
+            next((unit for unit in ("seconds", "bytes", "rows") if one.name.endswith(f"_{unit}")), ""),
+            sentences[one.name],
+            origins.get(one.name, "default"),
+            getattr(defaults, one.name),
+        )
+        for one in fields(Settings)
+    ]
+
+
+def project_file() -> Path | None:
+    """The project's file of settings: `cluster.toml`, or a `pyproject.toml` with a table `[tool.cluster]`, in the
+    working directory or else in the nearest folder above it that has either. SettingError if one folder has both."""
+    try:
+        folder = Path.cwd()
+    except FileNotFoundError:  # the working directory was removed
+        return None
+    for each in (folder, *folder.parents):
+        own, shared = each / PROJECT_FILE, each / SHARED_PROJECT_FILE
+        has_table = os.path.isfile(shared) and _project_table(shared) is not None
+        if os.path.isfile(own):
+            if has_table:
+                raise SettingError(f"both {own} and [tool.cluster] in {shared} have settings; keep one of them")
+            return own
+        if has_table:
+            return shared
+    return None
+
+
+def _resolve(overrides: Mapping[str, Any]) -> tuple[Settings, dict[str, str]]:
+    """The settings, and where each that is not a default came from."""
     given = {name: value for name, value in overrides.items() if value is not None}
     from_environment = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
         for name, text in os.environ.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+
+    def add(found: dict[str, Any], origin: str) -> None:
+        for name, value in found.items():
+            if name not in values:
+                values[name] = value
+                origins[name] = origin.replace("*", name.upper())
+
+    found: dict[str, Any] = {}
     _take(found, from_environment, "the environment", ENVIRONMENT_PREFIX, upper=True)
-    _take(found, given, "an argument")
-    directory = found.get("directory") or _default_directory()
-    file = directory / SETTINGS_FILE
-    from_file: dict[str, Any] = {}
-    _take(from_file, _read(file), str(file))
+    arguments: dict[str, Any] = {}
+    _take(arguments, given, "an argument")
+    add(arguments, "argument")
+    add(found, f"environment {ENVIRONMENT_PREFIX}*")
+    project = project_file()
+    if project is not None:
+        table = _read(project) if project.name == PROJECT_FILE else _project_table(project) or {}
+        add(_take_file(project, table), str(project))
+    file = values.get("directory", _default_directory()) / SETTINGS_FILE
+    from_file = _take_file(file, _read(file))
     if "directory" in from_file:
         raise SettingError(
             f"{file} sets directory, but this file is found through it; "
             f"set {ENVIRONMENT_PREFIX}DIRECTORY in the environment or pass it as an argument"
         )
-    return Settings(**{**from_file, **found})
+    add(from_file, str(file))
+    if not values.get("fast_paths", True):
+        # Shared memory is one of the fast paths. A directory that somebody names is used all the same.
+        values.setdefault("shared_memory_directory", Path(tempfile.gettempdir()))
+    return Settings(**values), origins
+
+
+def _take_file(file: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings; a relative path there starts at the file's own folder."""
+    found: dict[str, Any] = {}
+    _take(found, table, str(file))
+    for name, value in found.items():
+        if isinstance(value, Path):
+            found[name] = file.parent / Path(table[name]).expanduser()
+    return found
+
+
+def _project_table(file: Path) -> dict[str, Any] | None:
+    """The table [tool.cluster] of a pyproject.toml; None if it has none."""
+    try:
+        if b"cluster" not in file.read_bytes():
+            return None
+    except OSError as error:
+        raise SettingError(f"the project file {file} cannot be read: {error}") from error
+    tool = _read(file).get("tool", {})
+    table = tool.get("cluster") if isinstance(tool, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise SettingError(f"{file} has tool.cluster, which must be a table of settings: [tool.cluster]")
+    return table
+
+
+def _sentences() -> dict[str, str]:
+    """What each setting is for: the text below its field above, so that it is written once."""
+    tree = ast.parse(inspect.getsource(Settings)).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for one, text in pairwise(tree.body):
+        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(text, ast.Expr):
+            found[one.target.id] = " ".join(ast.literal_eval(text.value).split())
+    return found
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -130,7 +263,8 @@ def _take(
         written = prefix + (name.upper() if upper else name)
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, 1, 0.5)
-            hint = f"did you mean {prefix + (near[0].upper() if upper else near[0])}?" if near else "see cluster.config"
+            nearest = prefix + (near[0].upper() if upper else near[0]) if near else ""
+            hint = f"did you mean {nearest}?" if near else "`cluster config` lists them"
             raise SettingError(f"{source} has {written}, which is no setting; {hint}")
         try:
             found[name] = _convert(name, value)
@@ -150,6 +284,11 @@ def _convert(name: str, value: Any) -> Any:
         if not isinstance(value, str):
             raise TypeError("it is not text")
         return value or None
+    if kind == "bool":
+        truth = value if isinstance(value, bool) else _TRUTH_VALUES.get(str(value).strip().lower())
+        if truth is None:
+            raise ValueError(f"it is none of {', '.join(_TRUTH_VALUES)}")
+        return truth
     if isinstance(value, bool):
         raise TypeError("it is a truth value")
     if name.endswith("_bytes"):

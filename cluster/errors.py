@@ -82,8 +82,10 @@ class RemoteError(ClusterError):
 class TaskDied(ClusterError):
     """The process that ran the task died each time it was tried.
 
-    `signal` is the number of the signal that ended the last one (None if it exited by itself), `exit_code` its exit
-    code (None if a signal ended it), `attempts` how often the task was tried, `last_lines` what it last wrote.
+    `cause` is "out of memory", "signal" or "exit"; `signal` the number of the signal that ended the last one (None if
+    it exited by itself), `exit_code` its exit code (None if a signal ended it). `out_of_memory_by` is "kernel" if that
+    ended it because memory had run out, else None. `peak_memory_bytes` is the most memory that the process had (0 if
+    unknown), `attempts` how often the task was tried, `worker` where it last was, `last_lines` what it last wrote.
     """
 
     def __init__(
@@ -94,8 +96,15 @@ class TaskDied(ClusterError):
         exit_code: int | None = None,
         attempts: int = 0,
         last_lines: tuple[str, ...] = (),
+        out_of_memory_by: str | None = None,
+        peak_memory_bytes: int = 0,
+        worker: str = "",
     ) -> None:
         super().__init__(message)
+        self.cause = "out of memory" if out_of_memory_by else "exit" if signal is None else "signal"
+        self.out_of_memory_by = out_of_memory_by
+        self.peak_memory_bytes = peak_memory_bytes
+        self.worker = worker
         self.signal = signal
         self.exit_code = exit_code
         self.attempts = attempts

@@ -22,6 +22,14 @@ def surroundings_of_the_run() -> Iterator[Surroundings]:
 
 
 @pytest.fixture(autouse=True)
+def skip_what_is_about_a_fast_path(request: pytest.FixtureRequest, surroundings_of_the_run: Surroundings) -> None:
+    """Without the fast paths, tests that are about one of them have nothing to look at."""
+    marker = request.node.get_closest_marker("fast_path")
+    if marker is not None and not surroundings_of_the_run.fast_paths:
+        pytest.skip(f"without the fast paths {marker.args[0]}")
+
+
+@pytest.fixture(autouse=True)
 def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own directory for secret and settings."""
     directory = tmp_path / "settings"

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster import config
+from cluster.daemon import fast_paths
 from cluster.storage.segments import sweep as remove_dead_segments
 
 DIRECTORY = "CLUSTER__DIRECTORY"
@@ -28,7 +30,9 @@ class Surroundings:
         self.directory = Path(tempfile.mkdtemp(prefix="cluster-test-"))
         self.temporary = self.directory / "tmp"
         self.temporary.mkdir()
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        settings = config.load(directory=self.directory)
+        self.fast_paths = fast_paths.choose(settings.fast_paths).slots
+        memory = "/dev/shm" if settings.fast_paths and os.access("/dev/shm", os.W_OK) else None
         self.shared_memory = Path(tempfile.mkdtemp(prefix="cluster-test-", dir=memory))
 
     def enter(self, environment: pytest.MonkeyPatch) -> None:

@@ -1,41 +1,46 @@
-"""The client: submits work, gets results. Blocking, and usable from many threads at once."""
+"""The client: submits work, gets results. This face blocks, and many threads may use it at once."""
 
 from __future__ import annotations
 
-import platform
-import socket
 import time
 import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from cluster import config
-from cluster.client.driver import Driver
+from cluster.client.actor import Actor
+from cluster.client.administration import Administration
+from cluster.client.collections import Collections
+from cluster.client.coordination import Coordination
+from cluster.client.core import current_client
+from cluster.client.debugging import Debugging
+from cluster.client.explanation import Explanations
 from cluster.client.future import Future, FutureSequence, Holding, Origin, check_reference, numbers_of
+from cluster.client.html import card
 from cluster.client.inputs import Inputs
+from cluster.client.operations import Aside, Operation, Raised
 from cluster.client.options import checked_options, worker_names
-from cluster.client.providers import LocalClusterLike, open_local_cluster
-from cluster.client.results import SKIPPED, Results
-from cluster.client.submission import Submission
-from cluster.client.values import AgentConnections, Pusher
-from cluster.errors import ClusterError, ConnectionLost
-from cluster.ids import new_id, task_key
-from cluster.secret import load_or_create_secret
+from cluster.client.output import TaskOutputs
+from cluster.client.progress import ProgressDisplays
+from cluster.client.providers import LocalClusterLike, asynchronous_client_type
+from cluster.client.results import SKIPPED
+from cluster.errors import ClusterError
+from cluster.ids import task_key
 from cluster.session import table as states
-from cluster.session.machine import Session
 from cluster.session.table import Numbers
-from cluster.transport.blocking import BlockingConnection
-from cluster.version import __version__
-from cluster.wire import messages
 from cluster.wire.encoded import Reference
 from cluster.wire.payload import dumps
 
-__all__ = ["Client"]
+if TYPE_CHECKING:
+    from cluster.client.asynchronous import AsyncClient
+
+__all__ = ["Actor", "Client", "WithOptions"]
 
 _NO_OPTIONS: dict[str, Any] = {}
+_IN_A_LIST = object()
+"""The plan of what is gathered into a plain list."""
 _STATUS = {
     states.PENDING: "pending",
     states.HERE: "finished",
@@ -45,12 +50,16 @@ _STATUS = {
 }
 
 
-class Client:
+class Client(Administration, Collections, Coordination, Debugging, Explanations, TaskOutputs, ProgressDisplays):
     """Runs functions on a cluster.
 
     `address` is a scheduler's ("tcp://host:port"), or a `LocalCluster`; without one it is the address in the settings,
-    or a local cluster that ends with the client. `name` is shown to people. `timeout` is how long, in seconds, to wait
-    for the connection. `directory` is where the secret is, if not in the usual place.
+    or a local cluster that ends with the client (at a prompt or in a notebook a later `Client()` takes it over).
+    `name` is shown to people. `timeout` is how long, in seconds, to wait for the connection. `directory` is where the
+    secret is, if not in the usual place. `asynchronous=True` gives an `AsyncClient`, for an asyncio event loop. Clients
+    that all have work share the slots' time by `weight`: one of 2.0 gets twice as much as one of 1.0. With
+    `show_output` what tasks print appears here while they run, their warnings are warnings here, and the loggers of
+    this process handle what they log; of each task 1 MB at most. `Future.logs()` has it in any case.
 
     >>> from cluster import Client, LocalCluster
     >>> with LocalCluster(n_workers=1, slots=2) as cluster, Client(cluster) as client:
@@ -58,53 +67,44 @@ class Client:
     1024 [1, 2]
     """
 
-    def __init__(
-        self,
-        address: str | LocalClusterLike | None = None,
+    _future_type: type[Future] = Future
+    _sequence_type: type[FutureSequence] = FutureSequence
+
+    @overload
+    def __new__(
+        cls,
+        address: str | LocalClusterLike | None = ...,
         *,
-        name: str | None = None,
-        timeout: float = 10.0,
-        directory: str | Path | None = None,
-    ) -> None:
-        settings = config.load(directory=Path(directory) if directory is not None else None)
-        address = settings.address if address is None else address
-        self._own_cluster: LocalClusterLike | None = None
-        if address is None:
-            address = self._own_cluster = open_local_cluster()
-        self.id = new_id()
-        self.name = name or f"client-{socket.gethostname()}-{self.id.hex()[:8]}"
-        try:
-            if isinstance(address, str):
-                secret = load_or_create_secret(settings.directory)
-                self.scheduler_address = address
-                connection = _connect(address, secret, timeout, None)
-            else:
-                secret = address.secret
-                self.scheduler_address = address.scheduler_address
-                connection = _connect(self.scheduler_address, secret, timeout, address)
-        except BaseException:
-            if self._own_cluster is not None:
-                self._own_cluster.close()
-            raise
-        self._session = Session(self.id, self.name, {"python": platform.python_version(), "cluster": __version__})
-        self._connections = AgentConnections(secret)
-        self._pusher = Pusher(self._connections, self._encode_offered, self._pushed)
-        self._driver = Driver(
-            connection,
-            self._session,
-            heartbeat_interval_seconds=settings.heartbeat_interval_seconds,
-            push=self._pusher.push,
-            forget=self._forget_offered,
-        )
-        self._submission = Submission(self.id, self._driver, _settle)
-        self._results = Results(self._driver, self._submission, self._connections, self._bind_future)
-        self._drop = self._session.dropped.append
-        self._origins: dict[str, Origin] = {}
-        self._keyed: dict[str, weakref.ref[Future]] = {}
-        self._callbacks: dict[int, list[tuple[Future, Callable[[Future], object]]]] = {}
-        self._callback_watch: Any = None
-        self._join(timeout)
-        _clients[self.id] = self
+        name: str | None = ...,
+        timeout: float = ...,
+        directory: str | Path | None = ...,
+        weight: float = ...,
+        show_output: bool = ...,
+        asynchronous: Literal[False] = ...,
+    ) -> Self: ...
+    @overload
+    def __new__(
+        cls,
+        address: str | LocalClusterLike | None = ...,
+        *,
+        name: str | None = ...,
+        timeout: float = ...,
+        directory: str | Path | None = ...,
+        weight: float = ...,
+        show_output: bool = ...,
+        asynchronous: Literal[True],
+    ) -> AsyncClient: ...
+    def __new__(cls, *arguments: Any, asynchronous: bool = False, **keywords: Any) -> Any:
+        """Make the face that was asked for."""
+        return super().__new__(asynchronous_client_type() if asynchronous and cls is Client else cls)
+
+    @classmethod
+    def current(cls) -> Self:
+        """The open client of this class that this process made last; raises ClusterError if there is none."""
+        client = current_client(cls.asynchronous)
+        if not isinstance(client, cls):
+            raise ClusterError(f"there is no open {cls.__name__} in this process; make one: {cls.__name__}()")
+        return client
 
     # ------------------------------------------------------------------ work
 
@@ -129,17 +129,18 @@ class Client:
         arguments are taken at the call; one over 64 KiB must not be changed before the task has ended. `workers` are
         the names or addresses of those that may run it (with `allow_other_workers`: that are preferred), `resources`
         what it takes of a worker's, `retries` how often it is run again when it raises, and higher `priority` goes
-        first. With a `key`, or with `pure=True`, which makes one from the content of function and arguments, a future
-        of the same task is returned while there is one that has not failed. Keywords that a function shares with this
-        method can be given to it through `options()`.
+        first. What no connected worker can meet fails with Unrunnable after a minute (`unmet_request_seconds`); what
+        the scheduler does not take for now (see `map`) waits in this process. With `actor`, what the function (mostly a
+        class) makes stays on its worker, and the value is a handle, an `Actor`. With a `key`, or with `pure=True`,
+        which makes one from the content of function and arguments, a future of the same task is returned while there is
+        one that has not failed. Keywords that a function shares with this method can be given to it through
+        `options()`.
 
         Raises SerializationError, which names the member to blame, if an argument cannot be pickled.
         """
-        if actor:
-            raise NotImplementedError("actors are not supported; keep state in files or in values that tasks pass on")
-        if workers is key is None and not (resources or retries or priority or allow_other_workers or pure):
+        if workers is key is None and not (resources or retries or priority or allow_other_workers or pure or actor):
             number, call = self._submission.submit(function, args, kwargs, None, _NO_OPTIONS)
-            return Future(self, number, self._origin(call.label), self._drop)
+            return self._future_type(self, number, self._origin(call.label), self._drop)
         options = checked_options(
             workers=workers,
             resources=resources,
@@ -148,6 +149,10 @@ class Client:
             allow_other_workers=allow_other_workers,
             key=key,
         )
+        if actor:
+            if pure:
+                raise ValueError("an actor has a state of its own, and cannot be pure: submit it without pure=True")
+            options["actor"] = True
         return self._submit(function, args, kwargs, options, None, key, pure)
 
     def map(
@@ -168,6 +173,11 @@ class Client:
         Returns a sequence of futures when all arguments are packed; the first tasks run by then. An iterable may be
         such a sequence itself, or a slice of one: `client.map(add, level[::2], level[1::2])`. Further keywords go to
         every call; `key` is what the tasks' keys begin with, instead of the function's name.
+
+        The scheduler holds 64 MiB of packed arguments for tasks that have not begun. While it does, an iterable that
+        makes its items as it goes, a generator say, is not asked for more: `map` waits then for tasks to begin, and
+        needs no more memory than that. What comes from lists, tuples and ranges is packed at once, and what is more
+        than the scheduler takes waits in this process.
         """
         options = checked_options(
             workers=workers,
@@ -190,12 +200,17 @@ class Client:
         priority: int = 0,
         allow_other_workers: bool = False,
         timeout_seconds: float | None = None,
+        copy: bool = False,
     ) -> WithOptions:
         """Give `submit` and `map` with these options, where all keywords go to the function.
 
         Besides the options of `submit`: `timeout_seconds`, after which a task that runs is stopped and fails with
-        TaskTimeout, and `label`, the name of the tasks for people.
+        TaskTimeout, `label`, the name of the tasks for people, and `copy`: take a snapshot of arguments over 64 KiB at
+        the call, kept here until their tasks have ended. Without it they must not be changed so long; a task whose
+        argument was changed fails.
         """
+        if not isinstance(copy, bool):
+            raise TypeError(f"copy must be True or False, not {copy!r:.100}")
         options = checked_options(
             workers=workers,
             resources=resources,
@@ -206,20 +221,18 @@ class Client:
             key=key,
             label=label,
         )
-        return WithOptions(self, options, label, key)
+        return WithOptions(self, options, label, key, copy)
 
     def scatter(self, data: Any, *, workers: str | Iterable[str] | None = None, broadcast: bool = False) -> Any:
         """Send values to workers before tasks need them; return their futures, a list's as a list, a dict's as a dict.
 
-        Anything else is one value. They are spread over the workers, or with `broadcast` sent to each. The client keeps
-        them as long as their futures, and they must not be changed in that time.
+        Anything else is one value. They are spread over the workers, or with `broadcast` sent to each, and are there
+        when this returns; while no worker is connected, they are sent when a task needs them. The client keeps them as
+        long as their futures, and they must not be changed in that time.
+
+        Raises ClusterError if a value cannot be sent to a worker, or `workers` names one that is not connected.
         """
-        if isinstance(data, dict):
-            return dict(zip(data, self._scatter(list(data.values()), workers, broadcast), strict=True))
-        if isinstance(data, list | tuple | set | frozenset):
-            futures = self._scatter(list(data), workers, broadcast)
-            return type(data)(futures)
-        return self._scatter([data], workers, broadcast)[0]
+        return self._complete(self._scattering(data, worker_names(workers), broadcast))
 
     # ------------------------------------------------------------------ results
 
@@ -232,16 +245,17 @@ class Client:
         if errors not in ("raise", "skip"):
             raise ValueError(f'errors must be "raise" or "skip", not {errors!r}')
         deadline = None if timeout is None else time.monotonic() + timeout
+        numbers: Sequence[int] | None = None
+        plan: Any = _IN_A_LIST
         if isinstance(futures, FutureSequence):
-            values = self._results.values(self._own_numbers(futures), deadline, errors)
-            return _without_skipped(values, errors)
-        if type(futures) is list and set(map(type, futures)) == {Future}:
+            numbers = self._own_numbers(futures)
+        elif type(futures) is list and set(map(type, futures)) == {self._future_type}:
             flat = numbers_of(futures, self.id)
-            if flat is not None:
-                return _without_skipped(self._results.values(_as_range(flat), deadline, errors), errors)
-        numbers: list[int] = []
-        plan = self._plan(futures, numbers)
-        return _fill(plan, iter(self._results.values(numbers, deadline, errors)))
+            numbers = None if flat is None else _as_range(flat)
+        if numbers is None:
+            numbers = []
+            plan = self._plan(futures, numbers)
+        return self._complete_for(numbers, self._gathering(futures, plan, numbers, deadline, errors))
 
     def cancel(self, futures: Any) -> None:
         """Stop tasks, queued or running, and all that depends on them; a task that another client wants goes on."""
@@ -251,67 +265,16 @@ class Client:
         """Run failed tasks again, and what failed only because of them."""
         self._change(futures, self._session.retry)
 
-    def who_has(self, futures: Any) -> dict[str, list[str]]:
-        """Which workers hold the values of futures: addresses by key."""
-        wanted = list(_each(futures))
-        for future in wanted:
-            self._check_own(future)
-        holders = self._query("who_has", [future._wanted() for future in wanted])
-        return {future.key: addresses for future, addresses in zip(wanted, holders, strict=True)}
-
-    def scheduler_info(self) -> dict[str, Any]:
-        """A snapshot of the scheduler and its workers, as plain values."""
-        answer = self._query("scheduler_info", None)
-        return dict(answer)
-
-    def nthreads(self) -> dict[str, int]:
-        """How many slots each worker has, by its address."""
-        return {address: worker["slots"] for address, worker in self.scheduler_info()["workers"].items()}
-
-    # ------------------------------------------------------------------ the end
-
-    def close(self) -> None:
-        """End the connection: all that this client wants is released, and its futures are of no use any more."""
-        self._driver.close("this client was closed")
-        self._pusher.close()
-        self._connections.close()
-        if self._own_cluster is not None:
-            self._own_cluster.close()
-            self._own_cluster = None
-
-    @property
-    def status(self) -> str:
-        """ "running", or "closed" when the connection has ended, by `close` or otherwise."""
-        return "running" if self._session.lost is None else "closed"
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
-        return f"<Client {self.name} of {self.scheduler_address}, {self.status}>"
+        return f"<{type(self).__name__} {self.name} of {self.scheduler_address}, {self.status}>"
+
+    def _repr_html_(self) -> str:
+        facts = [("name", self.name), ("scheduler", self.scheduler_address), ("status", self.status)]
+        if self._own_cluster is not None:
+            facts.append(("cluster", "on this machine, ends with this client"))
+        return card(type(self).__name__, facts)
 
     # ------------------------------------------------------------------ inside
-
-    def _join(self, timeout: float) -> None:
-        self._session.join()
-        welcomed = self._driver.wait_until(lambda: self._session.epoch is not None, timeout)
-        if not welcomed or self._session.lost is not None:
-            reason = (
-                self._session.lost or f"the scheduler at {self.scheduler_address} did not answer in {timeout} seconds"
-            )
-            self.close()
-            raise ConnectionLost(reason)
-
-    def _origin(self, label: str) -> Origin:
-        origin = self._origins.get(label)
-        if origin is None:
-            origin = self._origins[label] = Origin(label, -1)
-        return origin
 
     def _submit(
         self,
@@ -322,6 +285,7 @@ class Client:
         label: str | None,
         key: str | None,
         pure: bool,
+        copies: bool = False,
     ) -> Future:
         if key is None and pure:
             key = self._submission.pure_key(function, args, kwargs, options)
@@ -331,10 +295,10 @@ class Client:
             if future is not None and future.number >= 0 and future.status in ("pending", "finished"):
                 return future
             options = {**options, "key": key}
-        number, call = self._submission.submit(function, args, kwargs, label, options)
+        number, call = self._submission.submit(function, args, kwargs, label, options, copies)
         if key is None:
-            return Future(self, number, self._origin(call.label), self._drop)
-        future = Future(self, number, Origin(call.label, -1, key), self._drop)
+            return self._future_type(self, number, self._origin(call.label), self._drop)
+        future = self._future_type(self, number, Origin(call.label, -1, key), self._drop)
         self._keyed[key] = weakref.ref(future, lambda reference: self._forget_key(key, reference))
         return future
 
@@ -349,50 +313,79 @@ class Client:
         kwargs: dict[str, Any],
         options: dict[str, Any],
         label: str | None,
+        copies: bool = False,
     ) -> FutureSequence:
         if not iterables:
             raise TypeError("map needs at least one iterable beside the function")
-        runs, call = self._submission.map(function, iterables, kwargs, label, options)
+        runs, call = self._complete_at_once(self._submission.map(function, iterables, kwargs, label, options, copies))
         numbers: Numbers = range(0)
         if len(runs) == 1:
             numbers = runs[0]
         elif runs:
             numbers = array("q", (number for run in runs for number in run))
-        return FutureSequence(self, numbers, call.label, Holding(runs, call.label, self._drop))
+        return self._sequence_type(self, numbers, call.label, Holding(runs, call.label, self._drop))
 
-    def _scatter(self, values: list[Any], workers: str | Iterable[str] | None, broadcast: bool) -> list[Future]:
-        names = worker_names(workers)
+    def _gathering(
+        self, futures: Any, plan: Any, numbers: Sequence[int], deadline: float | None, errors: str
+    ) -> Operation[Any]:
+        """`futures` are kept meanwhile, and with them what they stand for."""
+        values = yield from self._results.values(numbers, deadline, errors)
+        if isinstance(values, Raised):
+            return values
+        if plan is not _IN_A_LIST:
+            return _fill(plan, iter(values))
+        return values if errors == "raise" else [value for value in values if value is not SKIPPED]
+
+    def _scattering(self, data: Any, names: Sequence[str], broadcast: bool) -> Operation[Any]:
+        if isinstance(data, dict):
+            futures = yield from self._offering(list(data.values()), names, broadcast)
+            return dict(zip(data, futures, strict=True))
+        if isinstance(data, list | tuple | set | frozenset):
+            futures = yield from self._offering(list(data), names, broadcast)
+            return type(data)(futures)
+        futures = yield from self._offering([data], names, broadcast)
+        return futures[0]
+
+    def _offering(self, values: list[Any], names: Sequence[str], broadcast: bool) -> Operation[list[Future]]:
         self._driver.check()
         if not values:
             return []
+        sizes, contains = yield Aside(partial(self._measure, values))
+        with self._driver.guard():
+            first = self._submission.offer(values, sizes, contains, "broadcast" if broadcast else "spread", names)
+        origin = self._origin("scatter")
+        numbers = range(first, first + len(values))
+        futures = [self._future_type(self, number, origin, self._drop) for number in numbers]
+        yield from self._ask("scattered", [first, len(values), list(names)])
+        return futures
+
+    def _measure(self, values: list[Any]) -> tuple[list[int], list[list[Any]]]:
+        """How large the values are, and which futures lie inside each."""
         sizes, contains = [], []
         for value in values:
             encoded = dumps(value, name="data")
             sizes.append(encoded.nbytes)
             contains.append([[reference[0], check_reference(reference[1])] for reference in encoded.futures])
             Inputs(self._submission).settle(encoded.futures)
-        with self._driver.guard():
-            first = self._submission.offer(values, sizes, contains, "broadcast" if broadcast else "spread", names)
-        self._driver.send()
-        origin = self._origin("scatter")
-        return [Future(self, number, origin, self._drop) for number in range(first, first + len(values))]
+        return sizes, contains
 
     def _future(self, number: int, origin: Origin) -> Future:
         """One more Future of a number that a sequence holds."""
         with self._driver.guard():
             self._session.refer(number)
-        return Future(self, number, origin, self._drop)
+        return self._future_type(self, number, origin, self._drop)
 
     def _bind_future(self, reference: Reference) -> Future:
         """A future that came inside a value."""
         client_id, number = reference[0], reference[1]
         label, batch, key = reference[2:] if len(reference) == 5 else ("future", -1, None)
         key = key or task_key(label, client_id, batch, number)
+        submitted = None if client_id == self.id else (client_id, number)
         with self._driver.guard():
             if client_id != self.id or not self._session.refer(number):
                 number = self._session.alias([(client_id, number)])
         self._driver.send()
-        return Future(self, number, Origin(label, batch, key), self._drop)
+        return self._future_type(self, number, Origin(label, batch, key, submitted), self._drop)
 
     def _status(self, number: int) -> str:
         session = self._session
@@ -406,13 +399,13 @@ class Client:
         return _STATUS.get(state, "released")
 
     def _result(self, number: int, timeout: float | None) -> Any:
-        return self._results.value(number, timeout)
+        return self._complete_for((number,), self._results.value(number, timeout))
 
     def _exception(self, number: int, timeout: float | None) -> BaseException | None:
-        return self._results.exception(number, timeout)
+        return self._complete(self._results.exception(number, timeout))
 
     def _traceback(self, number: int, timeout: float | None) -> str | None:
-        return self._results.traceback(number, timeout)
+        return self._complete(self._results.traceback(number, timeout))
 
     def _add_done_callback(self, future: Future, function: Callable[[Future], object]) -> None:
         if not callable(function):
@@ -434,40 +427,9 @@ class Client:
                 for future, function in self._callbacks.pop(number, ()):
                     self._driver.call_back(function, future)
 
-    def _change(self, futures: Any, change: Callable[[list[int]], None]) -> None:
-        wanted = list(_each(futures))
-        for future in wanted:
-            self._check_own(future)
-        with self._driver.guard():
-            change(sorted({future._wanted() for future in wanted}))
-            self._driver.on_change()
-            self._driver.wake_ready()
-        self._driver.send()
-
-    def _query(self, what: str, detail: Any) -> Any:
-        session = self._session
-        self._driver.check()
-        with self._driver.guard():
-            request = session.query(what, detail)
-        self._driver.wait_until(lambda: request in session.answers)
-        with self._driver.guard():
-            answer = session.answers.pop(request, None)
-        if not isinstance(answer, messages.Answer):
-            raise ConnectionLost(session.lost or "the connection has ended")
-        if answer.error:
-            raise ClusterError(answer.error)
-        return answer.result
-
-    def _check_own(self, future: Any) -> None:
-        if not isinstance(future, Future):
-            raise TypeError(f"a Future is needed, and {type(future).__name__} was given: {future!r:.100}")
-        if future._client is not self:
-            raise ClusterError(f"{future.key} is a future of another client; use that client for it")
-        future._wanted()
-
     def _plan(self, shape: Any, numbers: list[int]) -> Any:
         """The shape of nested futures: None for one, else (container, members); their numbers are gathered in order."""
-        if type(shape) is Future:
+        if isinstance(shape, Future):
             self._check_own(shape)
             numbers.append(shape.number)
             return None
@@ -487,81 +449,35 @@ class Client:
             raise ClusterError("these are futures of another client; use that client for them")
         return sequence.numbers()
 
-    def _encode_offered(self, number: int) -> Any:
-        return self._submission.encode_offered(number)
-
-    def _forget_offered(self, numbers: Any) -> None:
-        self._submission.forget(numbers)
-
-    def _pushed(self, number: int, address: str, error: str) -> None:
-        with self._driver.guard():
-            self._session.pushed(number, address, error)
-        self._driver.send()
-
-
-_clients: weakref.WeakValueDictionary[bytes, Client] = weakref.WeakValueDictionary()
-
-
-def _settle(client_id: bytes) -> None:
-    """If this process has that client, wait until the scheduler has got all that it sent: a future of it is named to
-    the scheduler by another client, on another connection."""
-    client = _clients.get(client_id)
-    if client is not None and client.status == "running":
-        client._query("ping", None)
-
-
 class WithOptions:
     """`submit` and `map` with options chosen before; `Client.options` makes it. All keywords go to the function."""
 
-    def __init__(self, client: Client, options: dict[str, Any], label: str | None, key: str | None) -> None:
+    def __init__(
+        self, client: Client, options: dict[str, Any], label: str | None, key: str | None, copies: bool
+    ) -> None:
         self._client = client
         self._options = options
         self._label = label
         self._key = key
+        self._copies = copies
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """As `Client.submit`."""
-        return self._client._submit(function, args, kwargs, self._options, self._label, self._key, False)
+        return self._client._submit(function, args, kwargs, self._options, self._label, self._key, False, self._copies)
 
     def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any], **kwargs: Any) -> FutureSequence:
         """As `Client.map`."""
-        return self._client._map(function, iterables, kwargs, self._options, self._label or self._key)
-
-
-def _connect(address: str, secret: bytes, timeout: float, cluster: LocalClusterLike | None) -> BlockingConnection:
-    try:
-        return BlockingConnection.connect(address, secret, "client", ("scheduler",), timeout_seconds=timeout)
-    except ClusterError as error:
-        explanation = cluster.explain_failure() if cluster is not None else ""
-        if explanation:
-            raise ConnectionLost(explanation) from error
-        raise
+        label = self._label or self._key
+        return self._client._map(function, iterables, kwargs, self._options, label, self._copies)
 
 
 # --------------------------------------------------------------------------- futures in containers
-
-
-def _each(futures: Any) -> Iterator[Any]:
-    """Every future in a container, or the one that was given."""
-    if isinstance(futures, dict):
-        futures = list(futures.values())
-    if isinstance(futures, list | tuple | set | frozenset):
-        for each in futures:
-            yield from _each(each)
-    elif isinstance(futures, FutureSequence) or (not isinstance(futures, Future) and isinstance(futures, Iterable)):
-        yield from futures
-    else:
-        yield futures
 
 
 def _as_range(numbers: list[int]) -> Sequence[int]:
     """Numbers that follow one another as a range, which is faster to look up."""
     together = range(numbers[0], numbers[0] + len(numbers))
     return together if numbers[-1] == together[-1] and numbers == list(together) else numbers
-
-
-def _without_skipped(values: list[Any], errors: str) -> list[Any]:
-    return values if errors == "raise" else [value for value in values if value is not SKIPPED]
 
 
 def _fill(plan: Any, values: Iterator[Any]) -> Any:

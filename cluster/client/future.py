@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from cluster.client.html import card
 from cluster.errors import ClusterError
 from cluster.ids import task_key
 from cluster.session.table import Numbers
@@ -15,8 +17,14 @@ from cluster.wire.payload import future_from, futures_from, register_future_type
 
 if TYPE_CHECKING:
     from cluster.client.client import Client
+    from cluster.client.explanation import Explanation, Story
+    from cluster.client.output import LogLine
 
-__all__ = ["Future", "FutureSequence", "Origin"]
+__all__ = ["Future", "FutureSequence", "Origin", "register_future_class"]
+
+
+STATES_SHOWN = 10_000
+"""Of so many futures of a sequence a notebook is told how they stand."""
 
 
 class Origin(NamedTuple):
@@ -25,6 +33,9 @@ class Origin(NamedTuple):
     label: str
     batch: int
     key: str | None = None
+    submitted: tuple[bytes, int] | None = None
+    """For a task of another client: that client's id and number, by which the future travels on. The number that it has
+    here means nothing to others once it is released."""
 
 
 class Future:
@@ -52,7 +63,7 @@ class Future:
     @property
     def key(self) -> str:
         """The task's name for people."""
-        label, batch, key = self._origin
+        label, batch, key, _ = self._origin
         return key or task_key(label, self._client.id, batch, self.number)
 
     @property
@@ -83,6 +94,14 @@ class Future:
         """Wait for the end of the task; return its traceback as text, the user's frames only, None if it succeeded."""
         return self._client._traceback(self._wanted(), timeout)
 
+    def logs(self) -> list[LogLine]:
+        """What the task has written until now: lines with time and stream, of each attempt, 1 MB at most of each.
+
+        It prints, warns and logs into this; the worker that ran it keeps it as long as the task is wanted, within
+        64 MB for all its tasks. What was left out is said in a line of the stream "cut". Raises ConnectionLost.
+        """
+        return self._client._logs_of(self)
+
     def add_done_callback(self, function: Callable[[Future], object]) -> None:
         """Call `function(future)` when the task has ended, at once if it has; in the client's background thread."""
         self._client._add_done_callback(self, function)
@@ -95,6 +114,14 @@ class Future:
     def retry(self) -> None:
         """Run a failed task again."""
         self._client.retry(self)
+
+    def explain(self) -> Explanation:
+        """Say why the task is where it is, what it waits for, and what to do about it; see `Client.explain`."""
+        return self._client.explain(self)
+
+    def story(self) -> Story:
+        """Tell what has happened to the task, with reasons and times; see `Client.story`."""
+        return self._client.story(self)
 
     def release(self) -> None:
         """Give the task up now, as dropping the last reference does; the future cannot be used any more."""
@@ -117,6 +144,11 @@ class Future:
 
     def __repr__(self) -> str:
         return "<Future released>" if self.number < 0 else f"<Future {self.key} {self.status}>"
+
+    def _repr_html_(self) -> str:
+        if self.number < 0:
+            return card("Future", [("status", "released")])
+        return card("Future", [("key", self.key), ("status", self.status)])
 
 
 class Holding:
@@ -173,7 +205,7 @@ class FutureSequence(Sequence[Future]):
     def __getitem__(self, index: int | slice) -> Future | FutureSequence:
         holding = self._held()
         if isinstance(index, slice):
-            return FutureSequence(self._client, self._numbers[index], self._label, holding)
+            return type(self)(self._client, self._numbers[index], self._label, holding)
         try:
             number: int = self._numbers[operator.index(index)]
         except IndexError:
@@ -196,6 +228,16 @@ class FutureSequence(Sequence[Future]):
 
     def __repr__(self) -> str:
         return f"<FutureSequence of {len(self)} {self._label}>"
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [("function", self._label), ("futures", len(self))]
+        if self._holding is None:
+            return card("FutureSequence", [*facts, ("status", "released")])
+        looked_at = self._numbers[:STATES_SHOWN]
+        states = Counter(map(self._client._status, looked_at))
+        said = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        cut = f" (the first {STATES_SHOWN})" if len(self) > STATES_SHOWN else ""
+        return card("FutureSequence", [*facts, ("status", said + cut)])
 
     def release(self) -> None:
         """Give up this sequence's hold on its tasks; it cannot be used any more."""
@@ -232,7 +274,10 @@ def check_reference(number: int) -> int:
 
 
 def _reference(future: Future) -> tuple[Any, ...]:
-    return future._client.id, future.number, *future._origin
+    label, batch, key, submitted = future._origin
+    if submitted is None or future.number < 0:
+        submitted = future._client.id, future.number
+    return *submitted, label, batch, key
 
 
 def _references(sequence: FutureSequence) -> list[tuple[bytes, int]]:
@@ -257,5 +302,10 @@ def packed_numbers(numbers: Numbers) -> array[int]:
     return numbers if isinstance(numbers, array) else array("q", numbers)
 
 
-register_future_type(Future, _reference)
-register_future_type(FutureSequence, _references, sequence=True)
+def register_future_class(kind: type[Future], sequence_kind: type[FutureSequence]) -> None:
+    """Have the picklers know a client's futures; they look at an object's very class."""
+    register_future_type(kind, _reference)
+    register_future_type(sequence_kind, _references, sequence=True)
+
+
+register_future_class(Future, FutureSequence)

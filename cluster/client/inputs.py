@@ -24,6 +24,10 @@ class Source(Protocol):
         """Hold a large argument."""
         ...
 
+    def share(self, number: int) -> None:
+        """A large argument that is held is one of a further task."""
+        ...
+
     def alias(self, reference: Sequence[Any]) -> int:
         """Take a number for another client's task."""
         ...
@@ -59,11 +63,13 @@ class Inputs:
 
     def _number(self, noted: Noted) -> int:
         if isinstance(noted, LargeArgument):
-            identity: object = id(noted.value)
+            identity: object = noted.identity
             number = self._held.get(identity)
             if number is None:
                 number = self._held[identity] = self._source.offer_large(noted)
                 self.nbytes += noted.nbytes
+            else:
+                self._source.share(number)
             return number
         if noted[0] == self._source.client_id:
             return check_reference(noted[1])

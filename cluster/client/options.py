@@ -12,6 +12,7 @@ TEXT_LIMIT = 1000
 """Characters of a key, a label or a worker's name: they travel with every task, and into every log line."""
 NAMES_LIMIT = 10_000
 WHOLE_LIMIT = 1_000_000_000
+LEAST_WEIGHT = 0.001
 
 
 def checked_options(
@@ -88,6 +89,14 @@ def check_text(name: str, value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} has a character that is none ({error.reason}): {value[:100]!a}") from None
+
+
+def check_weight(weight: object) -> None:
+    """Raise TypeError or ValueError unless it can be a client's weight."""
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TypeError(f"weight must be a number, not {weight!r:.50}")
+    if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+        raise ValueError(f"weight must lie between {LEAST_WEIGHT:g} and {1 / LEAST_WEIGHT:g}, not {weight}")
 
 
 def _whole(name: str, value: Any) -> int:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-__all__ = ["LocalClusterLike", "local_cluster_provider", "open_local_cluster"]
+__all__ = [
+    "CollectionsLike",
+    "LocalClusterLike",
+    "asynchronous_client_provider",
+    "asynchronous_client_type",
+    "collections",
+    "collections_provider",
+    "local_cluster_provider",
+    "open_local_cluster",
+]
 
 
 class LocalClusterLike(Protocol):
@@ -41,3 +50,46 @@ def local_cluster_provider(provider: Callable[[], LocalClusterLike]) -> None:
 def open_local_cluster() -> LocalClusterLike:
     """Make a local cluster."""
     return _providers[0]()
+
+
+class CollectionsLike(Protocol):
+    """What computes lazy values and graphs for a client."""
+
+    def compute(self, client: Any, values: Any, options: dict[str, Any], sync: bool) -> Any:
+        """Submit what a lazy value, or several in a container, need; the same with futures in their place, or with
+        `sync` with their values."""
+        ...
+
+    def persist(self, client: Any, values: Any, options: dict[str, Any]) -> Any:
+        """The same values, standing on what is being made on the cluster."""
+        ...
+
+    def get(self, client: Any, graph: Any, keys: Any, options: dict[str, Any], sync: bool) -> Any:
+        """Submit what the keys of a raw graph need; futures in the shape of the keys, or with `sync` their values."""
+        ...
+
+
+_collections: list[Callable[[], CollectionsLike]] = []
+
+
+def collections_provider(provider: Callable[[], CollectionsLike]) -> None:
+    """Register what computes lazy values."""
+    _collections[:] = [provider]
+
+
+def collections() -> CollectionsLike:
+    """What computes lazy values."""
+    return _collections[0]()
+
+
+_asynchronous_types: list[Callable[[], type[Any]]] = []
+
+
+def asynchronous_client_provider(provider: Callable[[], type[Any]]) -> None:
+    """Register what gives the class that `Client(asynchronous=True)` makes: it derives from Client."""
+    _asynchronous_types[:] = [provider]
+
+
+def asynchronous_client_type() -> type[Any]:
+    """The class of clients with the asyncio face."""
+    return _asynchronous_types[0]()

@@ -6,9 +6,11 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from cluster.client.driver import Driver
+from cluster.client.operations import Aside, Operation, Raised, Until
 from cluster.client.submission import Submission
 from cluster.client.values import AgentConnections, Place, fetch
 from cluster.errors import (
@@ -23,6 +25,7 @@ from cluster.errors import (
 )
 from cluster.session import table as states
 from cluster.session.machine import Failure
+from cluster.units import format_bytes
 from cluster.wire.encoded import Reference
 from cluster.wire.exceptions import load_exception
 from cluster.wire.messages import Located
@@ -34,6 +37,8 @@ _NAMES_PAYLOAD = b"cluster.wire.payload"
 """In every pickle that needs more than the standard library's loader (a future in it names this module)."""
 
 FIRST_PAUSE_SECONDS = 0.05
+LOADED_AT_ONCE = 512
+"""More values than these are loaded aside: that takes over a millisecond, and an event loop must not be held up."""
 GIVE_UP_SECONDS = 30.0
 """So long a value may be announced by an agent that cannot be reached, or does not have it."""
 
@@ -61,27 +66,28 @@ class Results:
 
     # ------------------------------------------------------------------ one
 
-    def value(self, number: int, timeout: float | None) -> Any:
-        """The value of one number; raises what its task raised."""
+    def value(self, number: int, timeout: float | None) -> Operation[Any]:
+        """The value of one number, or what its task raised as `Raised`."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.wait([number], timeout)
+        yield from self.wait([number], timeout)
         with self._driver.guard():
             data = self._session.table.value(number)
             failed = data is None and self._session.state(number) == states.FAILED
         if data is not None:
             return loads(data, bind_future=self._bind_future)
         if failed:
-            raise self.failure(number)
-        return self.values([number], deadline)[0]
+            return Raised(self.failure(number))
+        values = yield from self.values([number], deadline)
+        return values if isinstance(values, Raised) else values[0]
 
-    def exception(self, number: int, timeout: float | None) -> BaseException | None:
+    def exception(self, number: int, timeout: float | None) -> Operation[BaseException | None]:
         """What the task raised, or None."""
-        self.wait([number], timeout)
+        yield from self.wait([number], timeout)
         return self.failure(number) if self._session.state(number) == states.FAILED else None
 
-    def traceback(self, number: int, timeout: float | None) -> str | None:
+    def traceback(self, number: int, timeout: float | None) -> Operation[str | None]:
         """The remote traceback of a failed task as text, or None."""
-        self.wait([number], timeout)
+        yield from self.wait([number], timeout)
         with self._driver.guard():
             failure = self._session.failures.get(number)
         if failure is None:
@@ -94,13 +100,14 @@ class Results:
             failure = self._session.failures[number]
         return rebuild_failure(failure)
 
-    def wait(self, numbers: Sequence[int], timeout: float | None) -> None:
+    def wait(self, numbers: Sequence[int], timeout: float | None) -> Operation[None]:
         """Wait until all these are done; raises TimeoutError, and ConnectionLost if that can no longer be."""
         session = self._session
         with self._driver.guard():
             session.want(numbers)
             done = session.all_done(numbers)
-        if not self._driver.wait_until(done, timeout):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not (yield Until(done, deadline, numbers[0] if len(numbers) == 1 else -1)):
             pending = self._pending(numbers)
             raise TimeoutError(f"{pending} of {len(numbers)} tasks had not ended after {timeout} seconds")
         with self._driver.guard():
@@ -113,26 +120,27 @@ class Results:
 
     # ------------------------------------------------------------------ many
 
-    def values(self, numbers: Sequence[int], deadline: float | None, errors: str = "raise") -> list[Any]:
-        """The values of many numbers, in order. Failed ones raise, or with errors="skip" are `SKIPPED`."""
+    def values(
+        self, numbers: Sequence[int], deadline: float | None, errors: str = "raise"
+    ) -> Operation[list[Any] | Raised]:
+        """The values of many numbers, in order. The first failure makes it `Raised`; with errors="skip" failed ones are
+        `SKIPPED`."""
         found: list[Any] = [SKIPPED] * len(numbers)
         missing: Sequence[int] = range(len(numbers))
         pause_seconds = FIRST_PAUSE_SECONDS
         gave_up_at = float("inf")
         while missing:
-            self.wait([numbers[at] for at in missing] if len(missing) < len(numbers) else numbers, _remaining(deadline))
-            elsewhere = self._take_those_here(numbers, missing, found, errors)
+            waited = [numbers[at] for at in missing] if len(missing) < len(numbers) else numbers
+            yield from self.wait(waited, _remaining(deadline))
+            take = partial(self._take_those_here, numbers, missing, found, errors)
+            elsewhere = take() if len(missing) <= LOADED_AT_ONCE else (yield Aside(take))
+            if isinstance(elsewhere, Raised):
+                return elsewhere
             if not elsewhere:
                 break
-            places = self._locate([numbers[at] for at in elsewhere], deadline)
-            data = fetch(self._connections, places, deadline)
-            missing = []
-            for at in elsewhere:
-                if numbers[at] in data:
-                    found[at] = self._load(data[numbers[at]])
-                else:
-                    missing.append(at)
-            if data or not missing:
+            places = yield from self._locate([numbers[at] for at in elsewhere], deadline)
+            missing = yield Aside(partial(self._fetch, places, deadline, numbers, elsewhere, found))
+            if len(missing) < len(elsewhere):
                 pause_seconds, gave_up_at = FIRST_PAUSE_SECONDS, float("inf")
                 continue
             # Their agent is gone, and the scheduler has not noticed; or they were lost and are computed again by now.
@@ -140,19 +148,39 @@ class Results:
             if time.monotonic() > gave_up_at:
                 where = ", ".join(sorted({address for place in places for address in place.addresses})) or "nobody"
                 raise ConnectionLost(f"{len(missing)} values are said to be held by {where}, but cannot be had there")
-            self._driver.wait_until(lambda: False, min(pause_seconds, _remaining(deadline, pause_seconds)))
+            yield Until(lambda: False, time.monotonic() + min(pause_seconds, _remaining(deadline, pause_seconds)))
             pause_seconds = min(1.0, 2 * pause_seconds)
         return found
 
+    def _fetch(
+        self,
+        places: list[Place],
+        deadline: float | None,
+        numbers: Sequence[int],
+        elsewhere: list[int],
+        found: list[Any],
+    ) -> list[int]:
+        """Get values from the agents and load them; return the places of those that could not be had."""
+        data = fetch(self._connections, places, deadline)
+        missing = []
+        for at in elsewhere:
+            if numbers[at] in data:
+                found[at] = self._load(data[numbers[at]])
+            else:
+                missing.append(at)
+        return missing
+
     def _take_those_here(
         self, numbers: Sequence[int], missing: Sequence[int], found: list[Any], errors: str
-    ) -> list[int]:
+    ) -> list[int] | Raised:
         """Load those whose bytes are in the client; return the places of those that have to be fetched."""
         if isinstance(numbers, range) and numbers.step == 1 and len(missing) == len(numbers):
             return self._take_runs_here(numbers, found, errors)
         return self._take_each(numbers, missing, found, errors)
 
-    def _take_each(self, numbers: Sequence[int], missing: Sequence[int], found: list[Any], errors: str) -> list[int]:
+    def _take_each(
+        self, numbers: Sequence[int], missing: Sequence[int], found: list[Any], errors: str
+    ) -> list[int] | Raised:
         table = self._session.table
         elsewhere = []
         for at in missing:
@@ -166,10 +194,10 @@ class Results:
             elif state != states.FAILED:
                 elsewhere.append(at)
             elif errors == "raise":
-                raise self.failure(number)
+                return Raised(self.failure(number))
         return elsewhere
 
-    def _take_runs_here(self, numbers: range, found: list[Any], errors: str) -> list[int]:
+    def _take_runs_here(self, numbers: range, found: list[Any], errors: str) -> list[int] | Raised:
         """As above, page by page: that is ten times as fast where all of a page is here."""
         elsewhere: list[int] = []
         at = 0
@@ -182,7 +210,10 @@ class Results:
                 load = self._load
                 found[at : at + count] = [load(piece) for piece in pieces if piece is not None]
             else:
-                elsewhere += self._take_each(numbers, range(at, at + count), found, errors)
+                further = self._take_each(numbers, range(at, at + count), found, errors)
+                if isinstance(further, Raised):
+                    return further
+                elsewhere += further
             at += count
         return elsewhere
 
@@ -191,11 +222,18 @@ class Results:
             return pickle.loads(data)
         return loads(data, bind_future=self._bind_future)
 
-    def _locate(self, numbers: list[int], deadline: float | None) -> list[Place]:
+    def _locate(self, numbers: list[int], deadline: float | None) -> Operation[list[Place]]:
         session = self._session
         with self._driver.guard():
             request = session.locate(numbers)
-        if not self._driver.wait_until(lambda: request in session.answers, _remaining(deadline)):
+        answered = False
+        try:
+            answered = yield Until(lambda: request in session.answers, deadline)
+        finally:
+            if not answered:
+                with self._driver.guard():
+                    session.give_up(request)
+        if not answered:
             raise TimeoutError(f"the scheduler did not say in time where {len(numbers)} values are")
         with self._driver.guard():
             answer = session.answers.pop(request, None)
@@ -238,15 +276,26 @@ def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
         attempts = int(details.get("attempts") or 0)
         signal_number = _unless_negative(details.get("signal"))
         if signal_number in _SIGNAL_NAMES:
-            message += f" ({_SIGNAL_NAMES[signal_number]})"
+            named = f"signal {signal_number}"
+            message = message.replace(named, f"{named} ({_SIGNAL_NAMES[signal_number]})", 1)
+        if attempts > 1:
+            message += f", in each of {attempts} attempts"
+        peak_memory_bytes = int(details.get("peak_memory_bytes") or 0)
+        if peak_memory_bytes > 0:
+            message += f". Its memory peaked at {format_bytes(peak_memory_bytes)}"
         last_lines = tuple(str(details.get("lines") or "").splitlines())
-        wrote = "It last wrote:\n" + "\n".join(last_lines) if last_lines else "It wrote nothing."
+        wrote = " It last wrote:\n" + "\n".join(last_lines) if last_lines else " It wrote nothing."
+        if "lines" not in details:
+            wrote = ""  # what it wrote ended with its worker
         return TaskDied(
-            f"{message}, in each of {attempts} attempts. {wrote}" if attempts > 1 else f"{message}. {wrote}",
+            f"{message}.{wrote}",
             signal=signal_number,
             exit_code=_unless_negative(details.get("exit_code")),
             attempts=attempts,
             last_lines=last_lines,
+            out_of_memory_by=str(details.get("out_of_memory_by") or "") or None,
+            peak_memory_bytes=peak_memory_bytes,
+            worker=str(details.get("worker") or ""),
         )
     simple: dict[str, type[ClusterError]] = {
         "timeout": TaskTimeout,

@@ -14,11 +14,12 @@ from cluster.client.functions import FunctionTable, LargeFunction, label_of
 from cluster.client.future import Future, numbers_of
 from cluster.client.inputs import Inputs
 from cluster.client.mapping import PLAIN_TYPES, Mapping, packed_marks
+from cluster.client.operations import Operation
 from cluster.session.calls import call_first
 from cluster.session.parts import Call, Function
 from cluster.wire.arguments import ArgumentPacker, LargeArgument, Noted
 from cluster.wire.encoded import Encoded
-from cluster.wire.payload import dumps
+from cluster.wire.payload import dumps, loads
 
 __all__ = ["Submission"]
 
@@ -42,12 +43,13 @@ class Submission:
         """Waits until the scheduler has got what another client, of that id, has sent."""
         self._driver = driver
         self._session = driver.session
+        self._sending = driver.sending
         self._functions = FunctionTable()
         self._plain_calls: dict[bytes, Call] = {}
         self._last_call = Call(Function(b"", "", b""), "", _NO_OPTIONS, 0)
         self._local = _ThreadPacker()
         self._offered: dict[int, object] = {}
-        self._offered_by_identity: dict[int, int] = {}
+        self._offered_by_identity: dict[tuple[int, int, bool], int] = {}
 
     # ------------------------------------------------------------------ one task
 
@@ -58,10 +60,14 @@ class Submission:
         kwargs: dict[str, Any],
         label: str | None,
         options: dict[str, Any],
+        copies: bool = False,
+        further: tuple[int, ...] = (),
     ) -> tuple[int, Call]:
-        """Submit one task; return its number."""
-        if self._session.lost is not None:
+        """Submit one task; return its number. With `copies`, a snapshot is taken of large arguments. `further`: last
+        inputs, which stand nowhere in the arguments."""
+        if self._session.lost is not None or self._sending.overfull:
             self._driver.check()
+            self._driver.check_room()
         call, args = self._call(function, args, bool(kwargs), label, options)
         noted: Sequence[Noted] = ()
         numbers: Sequence[int] | None = None
@@ -73,8 +79,10 @@ class Submission:
             numbers = ()
             piece = pickle.dumps(args, 5)
         else:
-            noted, piece = self._pack(args, kwargs)
+            noted, piece = self._pack(args, kwargs, copies)
             inputs.settle(noted)
+        if further and numbers is not None:
+            numbers = (*numbers, *further)
         driver = self._driver
         session = self._session
         # Adding to an open part cannot be interrupted half way; what else may happen is guarded, which costs 1 µs.
@@ -84,7 +92,7 @@ class Submission:
                 number = session.submit_to_open_part(call, piece, numbers)
         if number < 0:
             with driver.guard():
-                number = session.submit(call, piece, inputs.numbers(noted) if numbers is None else numbers)
+                number = session.submit(call, piece, (*inputs.numbers(noted), *further) if numbers is None else numbers)
                 inputs.let_go()
         if session.flush_is_due(time.monotonic()):
             driver.flush()
@@ -92,11 +100,12 @@ class Submission:
             driver.arm()
         return number, call
 
-    def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Sequence[Noted], bytes]:
+    def _pack(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: bool) -> tuple[Sequence[Noted], bytes]:
         local = self._local
         if local.busy:
             local = _ThreadPacker()  # an argument's own pickling code submits
         packer = local.packer
+        packer.copies = copies
         local.busy = True
         try:
             return packer.add(args, kwargs or None), packer.take()[1]
@@ -157,13 +166,15 @@ class Submission:
         kwargs: dict[str, Any],
         label: str | None,
         options: dict[str, Any],
-    ) -> tuple[list[range], Call]:
+        copies: bool = False,
+    ) -> Operation[tuple[list[range], Call]]:
         """Submit a task for each item; return the runs of their numbers."""
         self._driver.check()
+        self._driver.check_room()
         call, first_args = self._call(function, (), bool(kwargs), label, options)
-        mapping = Mapping(self._driver, call, Inputs(self))
+        mapping = Mapping(self._driver, call, Inputs(self), copies)
         try:
-            mapping.send_calls(first_args, iterables, kwargs)
+            yield from mapping.send_calls(first_args, iterables, kwargs)
         except BaseException:
             self._session.dropped.extend(mapping.runs)
             raise
@@ -186,12 +197,16 @@ class Submission:
 
     def offer_large(self, argument: LargeArgument) -> int:
         """Hold a large argument under a number; the one that it has while tasks need it. Call it under the lock."""
-        identity = id(argument.value)
+        identity = argument.identity
         number = self._offered_by_identity.get(identity)
         if number is None or not self._session.refer(number):
-            number = self.offer([argument.value], [argument.nbytes], [[]], "demand", [])
+            number = self.offer([argument], [argument.nbytes], [[]], "demand", [])
             self._offered_by_identity[identity] = number
         return number
+
+    def share(self, number: int) -> None:
+        """A large argument is one of several tasks; call it under the lock."""
+        self._session.share(number)
 
     def alias(self, reference: Sequence[Any]) -> int:
         """Take a number for another client's task; call it under the lock."""
@@ -203,19 +218,25 @@ class Submission:
 
     def offered(self, number: int) -> object:
         """A value that this client holds."""
-        return self._offered[number]
+        value = self._offered[number]
+        if not isinstance(value, LargeArgument):
+            return value
+        return value.value if value.snapshot is None else loads(value.snapshot)
 
     def encode_offered(self, number: int) -> Encoded | None:
-        """The bytes of a value that this client holds, or None; they are made anew, and not kept."""
+        """The bytes of a value that this client holds, or None; they are made anew, and not kept.
+
+        Raises ArgumentChanged if it is a large argument that is not any more what it was at the call.
+        """
         with self._driver.guard():
             if number not in self._offered:
                 return None
             value = self._offered[number]
-        return dumps(value, name="a large argument")
+        return value.encode() if isinstance(value, LargeArgument) else dumps(value, name="scattered data")
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Nobody will ask for these values again."""
         for number in numbers:
             value = self._offered.pop(number)
-            if self._offered_by_identity.get(id(value)) == number:
-                del self._offered_by_identity[id(value)]
+            if isinstance(value, LargeArgument) and self._offered_by_identity.get(value.identity) == number:
+                del self._offered_by_identity[value.identity]

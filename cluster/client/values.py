@@ -19,6 +19,7 @@ from cluster.errors import ClusterError, ConnectionLost, ProtocolError
 from cluster.session.machine import PushValue
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
+from cluster.wire.arguments import ArgumentChanged
 from cluster.wire.payload import Encoded
 
 __all__ = ["AgentConnections", "Place", "Pusher", "fetch"]
@@ -47,6 +48,7 @@ class AgentConnections:
         self._secret = secret
         self._lock = threading.Lock()
         self._idle: dict[str, list[BlockingConnection]] = {}
+        self._closed = False
 
     def take(self, address: str) -> BlockingConnection:
         """Give a connection to that agent."""
@@ -60,14 +62,15 @@ class AgentConnections:
         """Keep a connection on which nothing is under way."""
         with self._lock:
             idle = self._idle.setdefault(address, [])
-            if len(idle) < IDLE_CONNECTIONS:
+            if len(idle) < IDLE_CONNECTIONS and not self._closed:
                 idle.append(connection)
                 return
         connection.close()
 
     def close(self) -> None:
-        """Close those that nobody uses."""
+        """Close those that nobody uses, and from now on each that is given back."""
         with self._lock:
+            self._closed = True
             for idle in self._idle.values():
                 for connection in idle:
                     connection.close()
@@ -202,17 +205,22 @@ def _fetch_some(
 
 
 class Pusher:
-    """Carries out push orders. `encode(number)` gives the value's bytes, or None if it is held no longer."""
+    """Carries out push orders. `encode(number)` gives the value's bytes, or None if it is held no longer.
+
+    `pushed` is told how each ended, `refused` of those that never will be carried out.
+    """
 
     def __init__(
         self,
         connections: AgentConnections,
         encode: Callable[[int], Encoded | None],
         pushed: Callable[[int, str, str], None],
+        refused: Callable[[int, str, str, str], None],
     ) -> None:
         self._connections = connections
         self._encode = encode
         self._pushed = pushed
+        self._refused = refused
         self._queues: dict[str, SimpleQueue[PushValue | None]] = {}
 
     def push(self, order: PushValue) -> None:
@@ -234,6 +242,9 @@ class Pusher:
         while (order := queue.get()) is not None:
             try:
                 error = self._put(address, order)
+            except ArgumentChanged as changed:
+                self._refused(order.number, address, str(changed), changed.remedy)
+                continue
             except ClusterError as failure:
                 error = str(failure)
             except Exception as failure:  # an object's own pickling code may raise anything

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from cluster.client.client import Client
 from cluster.client.future import Future, FutureSequence
+from cluster.client.operations import Operation, Raised, Until
 from cluster.errors import ClusterError
 from cluster.session import table as states
+
+if TYPE_CHECKING:
+    from cluster.client.asynchronous import AsyncFuture
 
 __all__ = [
     "ALL_COMPLETED",
@@ -23,22 +27,30 @@ __all__ = [
     "wait",
 ]
 
+F = TypeVar("F", bound=Future)
+
 ALL_COMPLETED = "ALL_COMPLETED"
 FIRST_COMPLETED = "FIRST_COMPLETED"
 FIRST_EXCEPTION = "FIRST_EXCEPTION"
 
 
-class DoneAndNotDone(NamedTuple):
+class DoneAndNotDone(NamedTuple, Generic[F]):
     """What `wait` returns."""
 
-    done: set[Future]
-    not_done: set[Future]
+    done: set[F]
+    not_done: set[F]
 
 
+@overload
+def wait(  # type: ignore[overload-overlap]  # an AsyncFuture is a Future whose methods that wait are awaited
+    futures: AsyncFuture | Iterable[AsyncFuture], timeout: float | None = ..., return_when: str = ...
+) -> Coroutine[Any, Any, DoneAndNotDone[AsyncFuture]]: ...
+@overload
 def wait(
-    futures: Future | Iterable[Future], timeout: float | None = None, return_when: str = ALL_COMPLETED
-) -> DoneAndNotDone:
-    """Wait for futures and return which are done, and which are not, as sets.
+    futures: Future | Iterable[Future], timeout: float | None = ..., return_when: str = ...
+) -> DoneAndNotDone[Future]: ...
+def wait(futures: Any, timeout: float | None = None, return_when: str = ALL_COMPLETED) -> Any:
+    """Wait for futures and return which are done, and which are not, as sets. An AsyncClient's: `await wait(…)`.
 
     `return_when` is "ALL_COMPLETED", "FIRST_COMPLETED" or "FIRST_EXCEPTION" (a failure, else all). After `timeout`
     seconds it returns what there is, as `concurrent.futures.wait` does.
@@ -47,8 +59,23 @@ def wait(
         raise ValueError(f"return_when must be ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {return_when!r}")
     wanted = _futures_of(futures)
     if not wanted:
-        return DoneAndNotDone(set(), set())
+        return _Nothing(set(), set())
     client = _client_of(wanted)
+    return client._complete(_waiting(client, wanted, timeout, return_when))
+
+
+class _Nothing(DoneAndNotDone[Future]):
+    """What comes of no futures, on either face: nobody can tell whose they are."""
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        yield from ()  # there is nothing to wait for
+        return self
+
+
+def _waiting(
+    client: Client, wanted: list[Future], timeout: float | None, return_when: str
+) -> Operation[DoneAndNotDone[Future]]:
+    deadline = None if timeout is None else time.monotonic() + timeout
     numbers = list({future._wanted(): None for future in wanted})
     driver, session = client._driver, client._session
     with driver.guard():
@@ -61,7 +88,7 @@ def wait(
             if return_when == FIRST_EXCEPTION:
                 ready = _FirstException(client, watch.completed, len(numbers))
     try:
-        driver.wait_until(ready, timeout)
+        yield Until(ready, deadline)
     finally:
         if return_when != ALL_COMPLETED:
             with driver.guard():
@@ -155,12 +182,20 @@ class AsCompleted(Iterator[Any]):
         return bool(self._ready)
 
     def next_batch(self, block: bool = True) -> list[Any]:
-        """All that are done; if none is, and `block`, the next as soon as it is."""
-        batch = []
-        if block or self.has_ready():
-            batch.append(next(self))
-        while self.has_ready():
-            batch.append(next(self))
+        """All that are done; if none is, and `block`, the next as soon as it is. Of an AsyncClient's: await it."""
+        if self._client is None:
+            if block:
+                raise StopIteration
+            return []
+        return self._client._complete(self._batch(self._client, block))
+
+    def _batch(self, client: Client, block: bool) -> Operation[Any]:
+        batch: list[Any] = []
+        while self.has_ready() or (block and not batch):
+            each = yield from self._next(client)
+            if isinstance(each, Raised):
+                return each
+            batch.append(each)
         return batch
 
     def __iter__(self) -> AsCompleted:
@@ -170,11 +205,28 @@ class AsCompleted(Iterator[Any]):
         if not self._left:
             self._end()
             raise StopIteration
+        assert self._client is not None
+        if self._client.asynchronous:
+            raise TypeError("these are futures of an AsyncClient; write `async for`")
+        return self._client._complete(self._next(self._client))
+
+    def __aiter__(self) -> AsCompleted:
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._left:
+            self._end()
+            raise StopAsyncIteration
+        assert self._client is not None
+        if not self._client.asynchronous:
+            raise TypeError("these are futures of a blocking Client; write `for`, or use an AsyncClient")
+        return await self._client._complete(self._next(self._client))
+
+    def _next(self, client: Client) -> Operation[Any]:
         self._take()
-        if not self._ready:
-            assert self._client is not None
-            remaining = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-            if not self._client._driver.wait_until(lambda: bool(self._watch.completed), remaining):
+        completed = self._watch.completed
+        while not self._ready:
+            if not (yield Until(lambda: bool(completed), self._deadline)):
                 raise TimeoutError(f"{self._left} tasks had not ended in time")
             self._take()
         future = self._ready.popleft()
@@ -183,12 +235,12 @@ class AsCompleted(Iterator[Any]):
             self._end()
         if not self._with_results:
             return future
-        error = future.exception()
+        results = client._results
+        error = yield from results.exception(future.number, None)
         if error is None:
-            return future, future.result()
-        if self._raise_errors:
-            raise error
-        return future, error
+            value = yield from results.value(future.number, None)
+            return value if isinstance(value, Raised) else (future, value)
+        return Raised(error) if self._raise_errors else (future, error)
 
     def _take(self) -> None:
         if self._watch is None or self._client is None:
@@ -226,14 +278,20 @@ def as_completed(
 
 
 def fire_and_forget(futures: Future | Iterable[Future]) -> None:
-    """Have tasks run to their end though nobody keeps their futures."""
+    """Have tasks run to their end though nobody keeps their futures.
+
+    Tasks that wait in this process until the scheduler takes their arguments have left it when this returns.
+    """
     wanted = _futures_of(futures)
     if not wanted:
         return
     client = _client_of(wanted)
     with client._driver.guard():
-        client._session.keep(sorted({future._wanted() for future in wanted}))
+        numbers = sorted({future._wanted() for future in wanted})
+        client._session.keep(numbers)
     client._driver.send()
+    if not client._session.has_left(numbers):
+        client._driver.wait_until(lambda: client._session.has_left(numbers))
 
 
 def _futures_of(futures: Future | Iterable[Future]) -> list[Future]:

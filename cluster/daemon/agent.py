@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import platform
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.config import Settings
+from cluster.daemon import fast_paths, slot_protocol
+from cluster.daemon.agent_errands import ERRANDS_FROM, ErrandProcesses
+from cluster.daemon.agent_modules import store_module
 from cluster.daemon.agent_peers import PeerLinks, PeerServer
 from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import Store
+from cluster.daemon.memory_kills import MemoryKills
 from cluster.ids import new_id
+from cluster.installed import installed_versions
 from cluster.transport.steps import SendingStep
 from cluster.transport.tcp import Connection, Listener, connect, listen
-from cluster.version import __version__
+from cluster.wire.task_output import Piece
 from cluster.worker import events
 from cluster.worker.events import Event
 from cluster.worker.machine import Agent, AgentIdentity
@@ -57,23 +62,41 @@ class AgentDaemon:
         self._options = options
         self._settings = settings
         self._secret = secret
-        self._store = Store(settings.shared_memory_directory, "agent", options.memory_limit_bytes)
+        self._fast_paths = fast_paths.choose(settings.fast_paths)
+        if self._fast_paths.missing:
+            logger.info("there is no %s here; a slower way is taken instead", ", ".join(self._fast_paths.missing))
+        memory_limit_bytes, wanted = options.memory_limit_bytes, settings.fast_paths
+        self._store = Store(settings.shared_memory_directory, "agent", memory_limit_bytes, fast_paths=wanted)
+        # Uploaded modules come first: who uploads one means it to be used.
+        python_path = os.pathsep.join(filter(None, (str(self._store.modules_path), options.python_path)))
         self._starter_options = StarterOptions(
-            options.name, options.slots, self._store.paths, options.python_path
+            options.name,
+            options.slots,
+            self._store.paths,
+            python_path,
+            self._fast_paths.slots,
+            (options.scheduler_address, secret),
         )
         self._starter = StarterLink(self._starter_options)
         self._slots: dict[int, SlotPipes] = {}
+        self._errands = ErrandProcesses(
+            self.feed, self._make_pipes, self._start_process, lambda number: self._starter.kill(number)
+        )
         self._events: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
-        self._server = PeerServer(self._store, self.feed)
+        self._server = PeerServer(self._store, self.feed, fast_paths=wanted)
         self._links = PeerLinks(secret, self._store, self.feed)
+        self._memory_kills = MemoryKills()
         self._joined = False
         self._exit_status = 0
         self._perform: dict[type[Any], Callable[[Any], None]] = {
             events.ToScheduler: self._to_scheduler,
             events.GiveTasks: lambda effect: self._slots[effect.slot].give(effect),
             events.DefineInSlot: lambda effect: self._slots[effect.slot].define(effect),
+            events.BecomeActor: lambda effect: self._slots[effect.slot].become_actor(effect.reference),
+            events.NoteWait: lambda effect: self._slots[effect.slot].note_wait(effect.sequence),
+            events.GoOn: lambda effect: self._slots[effect.slot].go_on(effect.sequence, effect.interrupted),
             events.TakeBack: self._take_back,
             events.ToPeer: self._server.send,
             events.ServeSegment: self._server.send,
@@ -84,6 +107,9 @@ class AgentDaemon:
             events.Interrupt: self._interrupt,
             events.KillSlot: lambda effect: self._starter.kill(effect.slot),
             events.StartSlot: self._start_slot,
+            events.StartErrand: self._errands.start,
+            events.EndErrand: lambda effect: self._errands.end(effect.request),
+            events.StoreModule: self._store_module,
             events.Say: lambda effect: logger.warning("%s", effect.text),
             events.Close: self._close,
         }
@@ -96,7 +122,8 @@ class AgentDaemon:
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._loop.set_exception_handler(self._broken)
         try:
-            listener = await self._listen()
+            self._listener = await self._listen()
+            self._agent = Agent(self._identity(self._listener.address))
             self._scheduler = await connect(
                 self._options.scheduler_address,
                 secret=self._secret,
@@ -105,8 +132,6 @@ class AgentDaemon:
                 on_message=self._scheduler_message,
                 on_closed=self._scheduler_closed,
             )
-            self._agent = Agent(self._identity(listener.address))
-            self._listener = listener
             self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
             self._watch_signals()
             self.feed(events.Started())
@@ -135,10 +160,11 @@ class AgentDaemon:
             slots=self._options.slots,
             memory_limit_bytes=self._options.memory_limit_bytes,
             resources=self._options.resources,
-            versions={"python": platform.python_version(), "cluster": __version__},
+            versions=installed_versions(),
             process_id=os.getpid(),
             heartbeat_interval_seconds=self._settings.heartbeat_interval_seconds,
             drain_seconds=self._settings.drain_seconds,
+            one_task_at_a_time=not self._fast_paths.slots,
         )
 
     def _watch_signals(self) -> None:
@@ -171,6 +197,7 @@ class AgentDaemon:
         await asyncio.to_thread(self._starter.close)
         for pipes in self._slots.values():
             pipes.close()
+        self._errands.close()
         self._store.close()
 
     # ------------------------------------------------------------------ the machine
@@ -215,6 +242,7 @@ class AgentDaemon:
         self._scheduler.send(effect.message)
 
     def _scheduler_message(self, connection: Connection, message: Any) -> None:
+        self._scheduler = connection  # a scheduler that is ending says so before `connect` has returned
         self.feed(events.FromScheduler(message))
         if not self._joined and self._agent.welcomed:
             self._joined = True
@@ -240,9 +268,20 @@ class AgentDaemon:
     # ------------------------------------------------------------------ slots
 
     def _start_slot(self, effect: events.StartSlot) -> None:
-        pipes = SlotPipes(self._loop, effect.slot, self._slot_reports)
-        self._slots[effect.slot] = pipes
-        self._starter.start(effect.slot, pipes.slot_descriptors)
+        pipes = self._slots[effect.slot] = self._make_pipes(effect.slot, self._slot_reports, self._slot_wrote)
+        self._start_process(effect.slot, pipes)
+
+    def _make_pipes(
+        self,
+        number: int,
+        on_reports: Callable[[int, list[Any]], None],
+        on_output: Callable[[int, list[Piece]], None],
+    ) -> SlotPipes:
+        prefix = "" if self._fast_paths.slots else f"{self._store.paths[-1]}/pipe-{number}"
+        return SlotPipes(self._loop, number, on_reports, on_output, self.feed, prefix)
+
+    def _start_process(self, number: int, pipes: SlotPipes) -> None:
+        self._starter.start(number, pipes)
         pipes.handed_over()
 
     def _slot_reports(self, slot: int, reports: list[Any]) -> None:
@@ -254,9 +293,12 @@ class AgentDaemon:
             if ended:
                 self.feed(events.SlotReports(slot, ended))
                 ended = []
-            self.feed(events.SegmentAsked(slot, *report) if len(report) == 2 else events.SlotReady(slot))
+            self.feed(_event_of(slot, report))
         if ended:
             self.feed(events.SlotReports(slot, ended))
+
+    def _slot_wrote(self, slot: int, pieces: list[Piece]) -> None:
+        self.feed(events.SlotWrote(slot, pieces, time.time()))
 
     def _take_back(self, effect: events.TakeBack) -> None:
         self._events.append(events.TookBack(effect.slot, self._slots[effect.slot].take_back()))
@@ -266,17 +308,26 @@ class AgentDaemon:
         self._starter.interrupt(effect.slot)
 
     def _slot_exited(self, slot: int, exit_code: int, signal_number: int, peak_memory_bytes: int) -> None:
+        if slot >= ERRANDS_FROM:
+            self._errands.exited(slot, f"signal {signal_number}" if signal_number >= 0 else f"exit status {exit_code}")
+            return
         pipes = self._slots[slot]
         last_lines = pipes.drain()
         unclaimed = pipes.take_back()
         del self._slots[slot]
         pipes.close()
-        self.feed(events.SlotExited(slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes))
+        out_of_memory = signal_number == signal.SIGKILL and self._memory_kills.one_more()
+        self.feed(
+            events.SlotExited(
+                slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory
+            )
+        )
 
     def _starter_lost(self) -> None:
         logger.error("the process that starts this worker's slots has died, and the slots with it; they start anew")
         self._starter = StarterLink(self._starter_options)
         self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
+        self._errands.lost()
         for slot in list(self._slots):
             self._slot_exited(slot, -1, signal.SIGKILL, 0)
 
@@ -297,6 +348,14 @@ class AgentDaemon:
         for path in effect.paths:
             self._store.remove(path)
 
+    def _store_module(self, effect: events.StoreModule) -> None:
+        def stored(future: asyncio.Future[str]) -> None:
+            self.feed(events.ModuleStored(effect.request, future.result()))
+
+        folder = self._store.modules_path
+        storing = self._loop.run_in_executor(None, store_module, folder, effect.name, effect.data)
+        storing.add_done_callback(stored)
+
     def _answer_segment(self, effect: events.AnswerSegment) -> None:
         self._slots[effect.slot].answer_segment(effect.sequence, effect.path, effect.reason)
 
@@ -308,10 +367,24 @@ class AgentDaemon:
         figures = {
             "agent_resident_bytes": sum(map(_resident_bytes, own)),
             "slots_resident_bytes": sum(map(_resident_bytes, slots)),
+            "disk_bytes": self._store.disk_bytes,
         }
         self.feed(events.Measured(figures))
         self._links.end_stalled()
+        self._memory_kills.look()
         self._loop.call_later(_MEASURE_SECONDS, self._measure)
+
+
+def _event_of(slot: int, report: list[Any]) -> Event:
+    """What a slot says between its tasks' reports."""
+    if len(report) == 1:
+        return events.SlotReady(slot)
+    sequence, what = report
+    if what == slot_protocol.REPORT_WAITS:
+        return events.SlotWaits(slot, sequence)
+    if what == slot_protocol.REPORT_WOKEN:
+        return events.SlotWoken(slot, sequence)
+    return events.SegmentAsked(slot, sequence, what)
 
 
 def _resident_bytes(process_id: int) -> int:

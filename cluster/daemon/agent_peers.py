@@ -67,7 +67,8 @@ def receive_into_segment(connection: Connection, store: Store, nbytes: int, then
 class PeerServer:
     """The connections that came in: peers that ask for values or push some."""
 
-    def __init__(self, store: Store, feed: Feed) -> None:
+    def __init__(self, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
+        self._fast_paths = fast_paths
         self._store = store
         self._feed = feed
         self._connections: dict[int, Connection] = {}
@@ -134,7 +135,7 @@ class PeerServer:
             connection.send(messages.ValueMissing(request, row, attempt))
             return
         connection.send(messages.ValueStream(request, row, attempt, nbytes))
-        connection.send_file(path, nbytes)
+        connection.send_file(path, nbytes, by_system_call=self._fast_paths)
 
     def _receive_put(self, connection: Connection, number: int, message: messages.PutValue) -> None:
         row, attempt, nbytes, _ = message

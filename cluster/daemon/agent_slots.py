@@ -4,56 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import mmap
 import os
-import select
-import sys
-import termios
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
 
-from cluster.daemon import slot_protocol
-from cluster.worker.events import DefineInSlot, GiveTasks
+from cluster.daemon import slot_ends, slot_protocol
+from cluster.daemon.agent_output import SlotOutputReader, is_readable
+from cluster.wire.task_output import Piece
+from cluster.worker.events import DefineInSlot, GiveTasks, ProgressMade
 
 __all__ = ["SlotPipes"]
 
 _READ_BYTES: Final = 256 * 1024
-_LAST_OUTPUT_BYTES: Final = 4096
-# Larger than the kernel's 64 KiB, so that a slot seldom waits for its agent to read, nor the agent for the slot.
-_PIPE_BYTES: Final = 256 * 1024
-_SET_PIPE_SIZE: Final = getattr(fcntl, "F_SETPIPE_SZ", None)
 
 
 class SlotPipes:
     """What the agent shares with one slot's process, made before the process and closed after it."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, slot: int, on_reports: Callable[[int, list[Any]], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        slot: int,
+        on_reports: Callable[[int, list[Any]], None],
+        on_output: Callable[[int, list[Piece]], None],
+        on_progress: Callable[[ProgressMade], None],
+        path_prefix: str = "",
     ) -> None:
+        """`path_prefix`: make them as files whose paths begin so, for systems where descriptors cannot be passed on."""
         self._loop = loop
         self._slot = slot
         self._on_reports = on_reports
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, strict_map_key=False)
         self._unwritten: deque[memoryview] = deque()
-        self._last_output = b""
-        claim, self._claim_write = _pipe()
-        tasks, self._tasks = _pipe(_PIPE_BYTES)
-        self._reports, reports = _pipe(_PIPE_BYTES)
-        self._output, output = _pipe()
-        page = os.memfd_create("slot-page")
-        os.ftruncate(page, slot_protocol.PAGE_BYTES)
-        self._page = mmap.mmap(page, slot_protocol.PAGE_BYTES)
-        # The same pipe opened a second time: whether reading blocks belongs to the opening, and the slot's must.
-        self._claim_read = os.open(f"/proc/self/fd/{claim}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        for descriptor in (self._claim_write, self._tasks, self._reports, self._output):
-            os.set_blocking(descriptor, False)
-        self.slot_descriptors: tuple[int, ...] = (claim, tasks, reports, output, page)
+        ends = slot_ends.make_named(path_prefix) if path_prefix else slot_ends.make_unnamed()
+        self._claim_read, self._claim_write, self._tasks, self._reports, read_output, self._page = ends[:6]
+        self._kept = ends.kept
+        self.slot_descriptors = ends.for_slot
+        self.path_prefix = path_prefix
         loop.add_reader(self._reports, self._read_reports)
-        loop.add_reader(self._output, self._read_output)
+        self.output = SlotOutputReader(
+            loop, read_output, self._page, lambda pieces: on_output(slot, pieces), on_progress
+        )
 
     def handed_over(self) -> None:
         """The slot's ends have been passed on: close them here."""
@@ -76,6 +70,18 @@ class SlotPipes:
     def answer_segment(self, sequence: int, path: str, reason: str) -> None:
         """Tell the slot where to write its large result."""
         self._send((slot_protocol.TASKS_SEGMENT, sequence, path, reason))
+
+    def become_actor(self, reference: list[Any]) -> None:
+        """Tell the process that what its first task makes is an actor."""
+        self._send((slot_protocol.TASKS_ACTOR, reference))
+
+    def note_wait(self, sequence: int) -> None:
+        """Tell the slot that what comes from now on is to be run inside the task that waits."""
+        self._send((slot_protocol.TASKS_WAIT_NOTED, sequence))
+
+    def go_on(self, sequence: int, interrupted: bool) -> None:
+        """Tell the slot that the task that waited goes on."""
+        self._send((slot_protocol.TASKS_GO_ON, sequence, interrupted))
 
     def take_back(self) -> list[int]:
         """Take all records out of the claim pipe."""
@@ -132,64 +138,31 @@ class SlotPipes:
         if not data:
             self._loop.remove_reader(self._reports)
             return
+        self.output.before_reports()
         self._unpacker.feed(data)
         reports = list(self._unpacker)
         if reports:
             self._on_reports(self._slot, reports)
 
-    def _read_output(self) -> None:
-        try:
-            data = os.read(self._output, _READ_BYTES)
-        except BlockingIOError:
-            return
-        if not data:
-            self._loop.remove_reader(self._output)
-            return
-        self._last_output = (self._last_output + data)[-_LAST_OUTPUT_BYTES:]
-        _pass_on(data)
-
     # ------------------------------------------------------------------ the end
 
     def drain(self) -> str:
         """The process has ended: read what it left in its pipes; the last lines that it wrote."""
-        for descriptor, read in ((self._reports, self._read_reports), (self._output, self._read_output)):
-            while _is_readable(descriptor):
-                read()
-        return self._last_output.decode("utf-8", "replace")
+        while is_readable(self._reports):
+            self._read_reports()
+        return self.output.drain()
 
     def close(self) -> None:
         """Give everything back."""
-        for descriptor in (self._reports, self._output):
-            self._loop.remove_reader(descriptor)
+        self._loop.remove_reader(self._reports)
+        self.output.close()
         self._loop.remove_writer(self._tasks)
         self._page.close()
         for descriptor in (
-            *self.slot_descriptors, self._claim_read, self._claim_write, self._tasks, self._reports, self._output
+            *self.slot_descriptors, *self._kept, self._claim_read, self._claim_write, self._tasks, self._reports
         ):  # fmt: skip
             os.close(descriptor)
+        if self.path_prefix:
+            slot_ends.remove_named(self.path_prefix)
 
 
-def _pass_on(data: bytes) -> None:
-    """Write what tasks print to this process's own output, and never wait for whoever should be reading that."""
-    output = sys.stderr.fileno()
-    for start in range(0, len(data), select.PIPE_BUF):
-        _, writable, _ = select.select([], [output], [], 0)
-        if not writable:
-            return  # a pipe that nobody reads is full; the last lines are kept in any case
-        try:
-            os.write(output, data[start : start + select.PIPE_BUF])  # so much fits if anything does
-        except OSError:  # nobody is there to read any more
-            return
-
-
-def _pipe(size_bytes: int = 0) -> tuple[int, int]:
-    read, write = os.pipe2(os.O_CLOEXEC)
-    if size_bytes and _SET_PIPE_SIZE is not None:
-        with contextlib.suppress(OSError):  # the user's share of pipe memory is used up: smaller ones do as well
-            fcntl.fcntl(write, _SET_PIPE_SIZE, size_bytes)
-    return read, write
-
-
-def _is_readable(descriptor: int) -> bool:
-    """Whether bytes lie in the pipe now; what a grandchild may still write does not count."""
-    return bool(int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder))

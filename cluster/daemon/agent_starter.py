@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import msgpack
-
 from cluster.daemon import slot_protocol
+from cluster.daemon.agent_slots import SlotPipes
+from cluster.daemon.starter_channel import Channel, PacketChannel, PipeChannel
 
 __all__ = ["SlotEnd", "StarterLink", "StarterOptions"]
 
@@ -29,6 +31,9 @@ _ALLOCATOR: Final = {
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
 _EXIT_SECONDS: Final = 5.0
+# A killed process that is no child of ours is looked for so often, and for so long.
+_LOOK_SECONDS: Final = 0.005
+_KILLED_SECONDS: Final = 1.0
 
 SlotEnd = Callable[[int, int, int, int], None]  # slot, exit code or -1, signal or -1, peak memory in bytes
 
@@ -36,29 +41,46 @@ SlotEnd = Callable[[int, int, int, int], None]  # slot, exit code or -1, signal 
 class StarterOptions:
     """What a starter is started with."""
 
-    def __init__(self, worker_name: str, slots: int, segment_directories: list[Path], python_path: str) -> None:
+    def __init__(
+        self,
+        worker_name: str,
+        slots: int,
+        segment_directories: list[Path],
+        python_path: str,
+        fast_paths: bool,
+        cluster: tuple[str, bytes],
+    ) -> None:
+        self.fast_paths = fast_paths
+        self.cluster = cluster
         self.command = [sys.executable, "-m", "cluster.daemon.starter", "--name", worker_name]
         self.command += [f"--segments={directory}" for directory in segment_directories]
         if python_path:
             self.command.append(f"--python-path={python_path}")
         threads = str(max(1, (os.cpu_count() or 1) // max(1, slots)))
-        self.environment = {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ, **_ALLOCATOR}
+        self.environment = {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}
+        if fast_paths:
+            self.environment |= _ALLOCATOR
 
 
 class StarterLink:
     """A starter that runs. If it dies, `on_lost` is called, once all its slots are surely dead."""
 
     def __init__(self, options: StarterOptions) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._slots: dict[int, int] = {}  # slot -> process id
         self._loop: asyncio.AbstractEventLoop | None = None
-        with theirs:
+        self._has_pidfds = options.fast_paths
+        self._channel, theirs = _packets() if options.fast_paths else _pipes()
+        try:
             self._process = subprocess.Popen(
-                [*options.command, "--socket", str(theirs.fileno())],
+                [*options.command, *map(str, theirs)],
                 env=options.environment,
-                pass_fds=[theirs.fileno()],
+                pass_fds=theirs,
                 start_new_session=True,
             )
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self._channel.send((slot_protocol.STARTER_CLUSTER, *options.cluster))
 
     @property
     def process_id(self) -> int:
@@ -73,13 +95,13 @@ class StarterLink:
     def watch(self, loop: asyncio.AbstractEventLoop, on_exited: SlotEnd, on_lost: Callable[[], None]) -> None:
         """Call `on_exited` for each slot that ends, from that loop."""
         self._loop = loop
-        loop.add_reader(self._socket, self._read, on_exited, on_lost)
+        loop.add_reader(self._channel, self._read, on_exited, on_lost)
 
-    def start(self, slot: int, descriptors: tuple[int, ...]) -> None:
-        """Have a slot forked with these descriptors (in the order of `SlotDescriptors`)."""
+    def start(self, slot: int, pipes: SlotPipes) -> None:
+        """Have a slot started with the other ends of these pipes."""
         with contextlib.suppress(ConnectionError):  # it has died; the next read says so
-            packet = msgpack.packb((slot_protocol.STARTER_START, slot))
-            socket.send_fds(self._socket, [packet], list(descriptors))
+            message = (slot_protocol.STARTER_START, slot, pipes.path_prefix)
+            self._channel.send(message, pipes.slot_descriptors)
 
     def kill(self, slot: int) -> None:
         """End a slot and its process group."""
@@ -92,7 +114,7 @@ class StarterLink:
     def close(self) -> None:
         """End all slots and the starter, and wait for that."""
         self._stop_watching()
-        self._socket.close()  # that is what tells it
+        self._channel.close()  # that is what tells it
         try:
             self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -102,45 +124,75 @@ class StarterLink:
 
     def _request(self, code: int, slot: int) -> None:
         with contextlib.suppress(ConnectionError):
-            self._socket.send(msgpack.packb((code, slot)))
+            self._channel.send((code, slot))
 
     def _stop_watching(self) -> None:
         if self._loop is not None:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._channel)
             self._loop = None
 
     def _read(self, on_exited: SlotEnd, on_lost: Callable[[], None]) -> None:
         try:
-            packet = self._socket.recv(slot_protocol.PACKET_LIMIT_BYTES)
-        except ConnectionError:
-            packet = b""
-        if not packet:
+            received = self._channel.receive()
+        except EOFError:
             self._stop_watching()
-            self._socket.close()
+            self._channel.close()
             self._process.wait()
             self._end_slots()
             on_lost()
             return
-        code, slot, *rest = msgpack.unpackb(packet)
-        if code == slot_protocol.STARTER_STARTED:
-            self._slots[slot] = rest[0]
-        else:
-            self._slots.pop(slot, None)
-            on_exited(slot, *rest)
+        for (code, slot, *rest), _ in received:
+            if code == slot_protocol.STARTER_STARTED:
+                self._slots[slot] = rest[0]
+            else:
+                self._slots.pop(slot, None)
+                on_exited(slot, *rest)
 
     def _end_slots(self) -> None:
-        """The starter has died, and the kernel ends its slots; wait until it has, and end what they had started."""
+        """The starter has died: end its slots and what they had started, and wait until they have ended."""
         for process_id in self._slots.values():
-            try:
-                watch = os.pidfd_open(process_id)
-            except ProcessLookupError:
-                continue
-            try:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process_id, signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(watch, signal.SIGKILL)
-                select.select([watch], [], [], _EXIT_SECONDS)
-            finally:
-                os.close(watch)
+            (_end_by_pidfd if self._has_pidfds else _end_by_number)(process_id)
         self._slots.clear()
+
+
+def _packets() -> tuple[Channel, tuple[int, ...]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return PacketChannel(ours), (theirs.detach(),)
+
+
+def _pipes() -> tuple[Channel, tuple[int, ...]]:
+    requests_read, requests = os.pipe()
+    answers, answers_write = os.pipe()
+    return PipeChannel(answers, requests), (requests_read, answers_write)
+
+
+def _end_by_pidfd(process_id: int) -> None:
+    try:
+        watch = os.pidfd_open(process_id)
+    except ProcessLookupError:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process_id, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(watch, signal.SIGKILL)
+        select.select([watch], [], [], _EXIT_SECONDS)
+    finally:
+        os.close(watch)
+
+
+def _end_by_number(process_id: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process_id, signal.SIGKILL)
+    # Nothing tells of the end of a process that is no child. One that nobody reaps stays visible for ever.
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while _exists(process_id) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _exists(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True

@@ -27,14 +27,17 @@ _AT_ONCE_BYTES: Final = 4 * 1024 * 1024
 class Store:
     """Creates and removes segments. One thread does what takes long; while it is busy, everything waits its turn."""
 
-    def __init__(self, shared_memory_directory: Path, name: str, memory_limit_bytes: int) -> None:
+    def __init__(
+        self, shared_memory_directory: Path, name: str, memory_limit_bytes: int, *, fast_paths: bool = True
+    ) -> None:
         parents = list(dict.fromkeys((shared_memory_directory, Path(tempfile.gettempdir()))))
         for parent in parents:
             sweep(parent)
-        self._directories = [SegmentDirectory(parent, name) for parent in parents]
+        self._directories = [SegmentDirectory(parent, name, fast_paths=fast_paths) for parent in parents]
         self._memory_limit_bytes = memory_limit_bytes
         self._sizes: dict[str, int] = {}
         self._in_memory_bytes = 0
+        self.disk_bytes = 0  # of values that found no room in memory
         self._thread: ThreadPoolExecutor | None = None
         self._busy = 0
         self._said_full = False
@@ -44,6 +47,11 @@ class Store:
         """The directories: shared memory, then disk."""
         return [directory.path for directory in self._directories]
 
+    @property
+    def modules_path(self) -> Path:
+        """The folder for modules that users uploaded, on disk."""
+        return self._directories[-1].modules_path
+
     def create(self, nbytes: int, then: Callable[[str, str], None]) -> None:
         """Reserve a segment; `then(path, "")` or `then("", reason)` is called, perhaps at once."""
 
@@ -52,6 +60,8 @@ class Store:
                 self._sizes[path] = nbytes
                 if path.startswith(f"{self._directories[0].path}/"):
                     self._in_memory_bytes += nbytes
+                else:
+                    self.disk_bytes += nbytes
             then(path, reason)
 
         in_memory = self._in_memory_bytes + nbytes <= self._memory_limit_bytes
@@ -63,6 +73,8 @@ class Store:
         directory = next(one for one in self._directories if path.startswith(f"{one.path}/"))
         if directory is self._directories[0]:
             self._in_memory_bytes -= nbytes
+        else:
+            self.disk_bytes -= nbytes
         self._do(nbytes, lambda: directory.remove(path), lambda _: None)
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import os
-import platform
 import shlex
 import signal
 import socket
@@ -20,11 +19,12 @@ from typing import Any
 
 from cluster.config import Settings
 from cluster.errors import ClusterError
+from cluster.installed import installed_versions
+from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Settings as MachineSettings
 from cluster.scheduler.machine import Close, Congested, Disconnected, Event, Received, Scheduler, Tick
 from cluster.secret import load_or_create_secret
 from cluster.transport.tcp import Connection, Listener, listen
-from cluster.version import __version__
 from cluster.wire import messages
 
 __all__ = ["SchedulerDaemon"]
@@ -47,12 +47,15 @@ class SchedulerDaemon:
                 lead_seconds=settings.lead_seconds,
                 worker_timeout_seconds=settings.worker_timeout_seconds,
                 client_grace_seconds=settings.client_grace_seconds,
+                unmet_request_seconds=settings.unmet_request_seconds,
                 lineage_rows=settings.lineage_rows,
                 lineage_bytes=settings.lineage_bytes,
-                versions={"python": platform.python_version(), "cluster": __version__},
+                versions=installed_versions(("msgpack",)),  # it holds no values, and needs no other
+                started_at=time.monotonic(),
             ),
             os.getpid(),
         )
+        self._machine.questions.register("clock", self._clock)
         self._connections: dict[int, Connection] = {}
         self._congested: set[int] = set()
         self._peers_seen = 0
@@ -117,8 +120,9 @@ class SchedulerDaemon:
     def _closed(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.context]
         self._congested.discard(connection.context)
-        # Clients come and go; a worker is missed, unless all are told to end.
-        is_missed = bool(reason) and connection.peer.role == "worker" and not self._ended.is_set()
+        # Clients come and go; a worker is missed, unless it was to go, or all are told to end.
+        worker = self._machine.ledger.worker_of_peer.get(connection.context)
+        is_missed = bool(reason) and worker is not None and not (worker.draining or self._ended.is_set())
         level = logging.WARNING if is_missed else logging.DEBUG
         logger.log(level, "lost %s: %s", connection, reason)
         self._handle(Disconnected(connection.context))
@@ -147,6 +151,9 @@ class SchedulerDaemon:
         relieved = [peer for peer in self._congested if self._connections[peer].unsent_bytes < RELIEVED_BYTES]
         self._congested.difference_update(relieved)
         return [Congested(peer, False) for peer in relieved]
+
+    def _clock(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
+        self._machine.questions.answer(client, request, time.time())
 
     def _set_timer(self) -> None:
         due = self._machine.next_wakeup

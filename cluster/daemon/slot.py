@@ -17,18 +17,25 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from time import perf_counter
-from types import FrameType
-from typing import Any, Final, NamedTuple, TextIO
+from types import CoroutineType, FrameType
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from cluster.daemon import slot_protocol
+from cluster.daemon import in_slot, slot_protocol
+from cluster.daemon.slot_actor import KeptActor
+from cluster.daemon.slot_coroutines import run_coroutine
+from cluster.daemon.slot_output import SlotOutput
+from cluster.daemon.slot_run import SlotRun
+from cluster.daemon.slot_waiting import SlotWaiting, TaskInterrupted, interrupt_again, is_inside_client
+from cluster.daemon.task_context import running_inside
 from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
 from cluster.storage.segments import map_segment, write_encoded
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
+from cluster.wire.task_output import row_of
 
-__all__ = ["SlotDescriptors", "open_output", "run_slot"]
+__all__ = ["SlotDescriptors", "run_slot"]
 
 _SMALL_VALUE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
@@ -50,10 +57,6 @@ class SlotDescriptors(NamedTuple):
     page: int
 
 
-class TaskInterrupted(BaseException):
-    """Raised inside a task that was asked to stop; no Exception, so that a task does not catch it by accident."""
-
-
 class _LoadFailed(Exception):
     """A task's function or arguments could not be loaded; the cause is the chained exception."""
 
@@ -70,6 +73,7 @@ class _Piece:
         "arguments",
         "base",
         "blob",
+        "context",
         "count",
         "function_id",
         "input_starts",
@@ -87,31 +91,31 @@ class _Piece:
         self.input_starts = array("I", message[8])
         self.inputs = array("I", message[9])
         self.values: list[Any] = message[10]
+        self.context: list[Any] = message[11]
         self._unchangeable: dict[int, Any] = {}
 
-    def value(self, need: int) -> Any:
+    def name(self, sequence: int) -> tuple[int, int]:
+        """What the scheduler calls the task of that sequence: (attempt, row)."""
+        return self.context[0], row_of(self.context[1], sequence - self.sequence)
+
+    def value(self, need: int, bind_future: Callable[[Any], Any]) -> Any:
         """Load an input. Each task gets its own, except of what nobody can change."""
         if need in self._unchangeable:
             return self._unchangeable[need]
-        value = _load_value(self.values[need])
+        value = _load_value(self.values[need], bind_future)
         if type(value) in _UNCHANGEABLE:
             self._unchangeable[need] = value
         return value
 
 
-def open_output(descriptor: int) -> TextIO:
-    """A text stream for what tasks print. Whole lines leave at once: what a slot wrote before it died is not lost."""
-    return os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def run_slot(descriptors: SlotDescriptors, worker_name: str) -> None:
+def run_slot(descriptors: SlotDescriptors, worker_name: str, cluster: in_slot.ClusterOfSlot) -> None:
     """Run tasks until the agent closes the claim pipe."""
     faulthandler.enable()  # a segmentation fault leaves its traceback among the last lines that the slot wrote
-    _Slot(descriptors, worker_name).run()
+    _Slot(descriptors, worker_name, cluster).run()
 
 
 class _Slot:
-    def __init__(self, descriptors: SlotDescriptors, worker_name: str) -> None:
+    def __init__(self, descriptors: SlotDescriptors, worker_name: str, cluster: in_slot.ClusterOfSlot) -> None:
         self._descriptors = descriptors
         self._worker_name = worker_name
         self._page = mmap.mmap(descriptors.page, slot_protocol.PAGE_BYTES)
@@ -121,11 +125,19 @@ class _Slot:
         self._functions: dict[bytes, tuple[str, bytes]] = {}
         self._loaded: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self._segment_answers: dict[int, tuple[str, str]] = {}  # sequence -> path, reason
-        self._running = 0  # the sequence that may be interrupted
-        self._interrupted_early = 0  # the sequence whose interrupt came before it ran
+        self.running = 0  # the sequence that may be interrupted
+        self.interrupted_early = 0  # the sequence whose interrupt came when it could not be
+        self.current: tuple[Any, int] | None = None  # the task that was begun last and has not ended
+        self._waiting = SlotWaiting(self, cluster, descriptors.claim, descriptors.tasks)
         self._forked = False
+        self._actor: KeptActor | None = None
+        self._started = 0.0
+        self._output = SlotOutput(descriptors.output, self._page, self)
+        self._output.install()
+        running_inside(self._running_task)
         os.register_at_fork(after_in_child=self._after_fork_in_child)
         signal.signal(signal.SIGUSR1, self._on_interrupt)
+        in_slot.enter(self._waiting)
 
     def run(self) -> None:
         claim, read = self._descriptors.claim, os.read
@@ -134,12 +146,34 @@ class _Slot:
             record = read(claim, slot_protocol.CLAIM_BYTES)
             if len(record) < slot_protocol.CLAIM_BYTES:
                 return
-            sequence = int.from_bytes(record, "little")
-            report = self._execute(self._find(sequence), sequence)
-            if self._forked:
-                os._exit(0)  # a task called os.fork, and this is the child coming back from it: not a slot
-            self._write(report)
-            del report
+            self.run_claimed(int.from_bytes(record, "little"))
+
+    def run_claimed(self, sequence: int) -> None:
+        """Run a task whose record was read, and report it."""
+        output, started = self._output, self._started
+        piece = self._find(sequence)
+        self.current = piece, sequence
+        if output.marks_all:
+            output.mark_task()
+        report = self._execute(piece, sequence)
+        self._started = started
+        if self._forked:
+            os._exit(0)  # a task called os.fork, and this is the child coming back from it: not a slot
+        if output.touched:
+            output.end_task()
+        if self._waiting.used is not None:
+            self._waiting.used.settle()
+            self.current = None
+        self._write(report)
+
+    def end_output(self) -> None:
+        """What the task has written is its own; what follows may be another's."""
+        if self._output.touched:
+            self._output.end_task()
+
+    def report(self, report: list[Any]) -> None:
+        """Tell the agent something that is no task's end."""
+        self._write(self._pack(report))
 
     # ------------------------------------------------------------------ the agent's messages
 
@@ -154,10 +188,14 @@ class _Slot:
             self._read_tasks()
 
     def _read_tasks(self) -> None:
+        self.take_messages()
+        self._output.restore()
+
+    def take_messages(self) -> None:
+        """Take in what the agent has sent; waits for something if there is nothing."""
         data = os.read(self._descriptors.tasks, _READ_BYTES)
         if not data:
             os._exit(0)  # the agent has gone; the starter is about to end this process anyway
-        self._restore_output()
         self._unpacker.feed(data)
         for message in self._unpacker:
             code = message[0]
@@ -165,17 +203,13 @@ class _Slot:
                 self._pieces.append(_Piece(message))
             elif code == slot_protocol.TASKS_DEFINE:
                 self._functions[message[1]] = (message[2], message[3])
-            else:
+            elif code == slot_protocol.TASKS_SEGMENT:
                 self._segment_answers[message[1]] = (message[2], message[3])
-
-    def _restore_output(self) -> None:
-        """A task that closed or redirected its output does so for itself, not for those that come after it."""
-        os.dup2(self._descriptors.output, 1)
-        os.dup2(self._descriptors.output, 2)
-        if sys.stdout is None or sys.stdout.closed:
-            sys.stdout = open_output(1)
-        if sys.stderr is None or sys.stderr.closed:
-            sys.stderr = open_output(2)
+            elif code == slot_protocol.TASKS_ACTOR:
+                self._actor = KeptActor(tuple(message[1]))
+                self._waiting.is_actor = True
+            else:
+                self._waiting.heard(message)
 
     def _write(self, data: bytes) -> None:
         written = os.write(self._descriptors.reports, data)
@@ -187,35 +221,46 @@ class _Slot:
     def _execute(self, piece: _Piece, sequence: int) -> bytes:
         """Run one task; its report, packed."""
         started = 0.0
+        waiting = self._waiting
+        away = waiting.away_seconds
         try:
-            self._running = sequence
-            if self._interrupted_early == sequence:
+            self.running = sequence
+            if self.interrupted_early == sequence:
                 raise TaskInterrupted
             function = self._loaded.get(piece.function_id)
             if function is None:
                 function = self._load_function(piece.function_id)
+            if self._actor is not None:
+                function = self._actor.making(function)
             positional, keywords = self._load_arguments(piece, sequence - piece.sequence)
-            started = perf_counter()
+            self._started = started = perf_counter()
             value = function(*positional, **keywords)
-            seconds = perf_counter() - started
+            seconds = perf_counter() - started - (waiting.away_seconds - away)
             kind = type(value)
             if kind in _PLAIN or (kind in _TEXT and len(value) < _SMALL_VALUE_BYTES):
                 data = pickle.dumps(value, 5)
                 if len(data) <= _SMALL_VALUE_BYTES:
-                    self._running = 0
+                    self.running = 0
                     packed: bytes = self._pack([sequence, seconds, data])
                     return packed
+            if kind is CoroutineType:
+                value = run_coroutine(value)
+                seconds = perf_counter() - started - (waiting.away_seconds - away)
             return self._report_value(sequence, seconds, value)
         except BaseException as error:  # SystemExit and KeyboardInterrupt in a task are failures of the task
-            self._running = 0
-            seconds = perf_counter() - started if started else 0.0
+            self.running = 0
+            seconds = perf_counter() - started - (waiting.away_seconds - away) if started else 0.0
             return self._report_error(piece, sequence, seconds, error)
 
     def _report_value(self, sequence: int, seconds: float, value: Any) -> bytes:
         encoded = payload.dumps(value, name="result")
         # From here on no interrupt: it could come between reading the agent's messages and taking note of them.
-        self._running = 0
+        self.running = 0
         contains = [part for reference in encoded.futures for part in reference[:2]]
+        task = self._waiting.task() if contains and self._waiting.used is not None else None
+        if task is not None and self._waiting.used is not None:
+            # While the value, and with it the futures, is still there.
+            self._waiting.used.hand_over(task, contains)
         packed: bytes
         if encoded.nbytes <= _SMALL_VALUE_BYTES:
             report: list[Any] = [sequence, seconds, encoded.to_bytes()]
@@ -285,7 +330,8 @@ class _Slot:
                 needs = piece.inputs
                 if piece.input_starts:
                     needs = needs[piece.input_starts[index] : piece.input_starts[index + 1]]
-                call = payload.loads(blob, inputs=list(map(piece.value, needs)))
+                bind = self._waiting.bind
+                call = payload.loads(blob, inputs=[piece.value(need, bind) for need in needs])
             else:
                 call = pickle.loads(blob)
         except _InputGone:
@@ -297,33 +343,61 @@ class _Slot:
             return positional, keywords
         return call, _NO_ARGUMENTS
 
+    # ------------------------------------------------------------------ what a task is told of itself
+
+    def run_name(self) -> tuple[int, int]:
+        """Attempt and row of the task that runs, or ran last; zeros if that was none."""
+        if self.current is None or not self.current[0].context:
+            return 0, 0  # an errand, or nothing yet
+        piece, sequence = self.current
+        name: tuple[int, int] = piece.name(sequence)
+        return name
+
+    def _running_task(self) -> SlotRun | None:
+        if self.current is None or not self.current[0].context:
+            return None
+        piece, sequence = self.current
+        index = sequence - piece.sequence
+        return SlotRun(
+            piece.context, piece.label, index, sequence, self._started, self._worker_name, self._page, self._output,
+            lambda: 0 if self.current is None else self.current[1],
+        )  # fmt: skip
+
     # ------------------------------------------------------------------ signals and forks
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         target = int.from_bytes(self._page[:8], "little")
-        if target == self._running:
-            self._running = 0  # once
+        if target != self.running:
+            self.interrupted_early = target
+            self._waiting.nudge()
+        elif is_inside_client(frame, _EXECUTE):
+            interrupt_again()
+        else:
+            self.running = 0  # once
             raise TaskInterrupted
-        self._interrupted_early = target
 
     def _after_fork_in_child(self) -> None:
         # A task's own child must not hold the slot's pipes open, and is no slot when it comes back from the task.
         self._forked = True
-        self._running = 0
+        self.running = 0
+        in_slot.enter(None)
         for descriptor in self._descriptors:
             os.close(descriptor)
 
 
-def _load_value(value: Any) -> Any:
+_EXECUTE: Final = _Slot._execute.__code__
+
+
+def _load_value(value: Any, bind_future: Callable[[Any], Any]) -> Any:
     if type(value) is bytes:
-        return payload.loads(value)
+        return payload.loads(value, bind_future=bind_future)
     path, nbytes = value
     try:
         mapped = map_segment(path, nbytes)
     except ValueLost as error:
         # The other copies were lost, and the scheduler did not know of this one yet: the value is made anew.
         raise _InputGone(str(error)) from error
-    return payload.loads(mapped)
+    return payload.loads(mapped, bind_future=bind_future)
 
 
 def _is_unserializable(error: BaseException) -> bool:

@@ -1,21 +1,34 @@
 """What an agent, its starter and its slots say to one another, on one host, between processes of one user.
 
-A slot has five descriptors, made by its agent and passed to it through the starter:
+A slot has five descriptors, made by its agent and passed to it through the starter (or, without the fast paths, made
+under names in the agent's own directory, where the starter opens them):
 
     claim     pipe, agent -> slot    one record of 16 bytes a task: its sequence, little-endian. The slot runs a task by
-                                     reading its record; the agent takes back by reading from the same end.
+                                     reading its record; the agent takes back by reading from the same end (without
+                                     the fast paths never while the slot lives).
     tasks     pipe, agent -> slot    what the tasks are, as msgpack arrays that begin with a TASKS_… code
     reports   pipe, slot -> agent    what became of them, as msgpack arrays
     output    pipe, slot -> agent    its standard output and error
-    page      a shared page          the sequence whose task is to be interrupted (8 bytes), before SIGUSR1 is sent
+    page      a shared page          a few bytes that either side looks at without a system call; see below
 
 The records and what the tasks are travel apart because only the records are ever taken back. A slot that has claimed a
 task reads `tasks` until it has found it, and drops what comes before: that was taken back.
 
-Reports are told apart by their length: 1, `[0]`: ready for tasks. 2, `[sequence, nbytes]`: wants a segment. Else it is
-a task's report as `cluster.worker.events` describes it.
+The page, by offset:
 
-Starter: one message a packet (SOCK_SEQPACKET), msgpack arrays that begin with a STARTER_… code.
+    0    the sequence whose task is to be interrupted (8 bytes), written before SIGUSR1 is sent
+    8    1: the slot marks the output of every task, since something writes past Python's streams (agent -> slot)
+    9    1: a task that wrote or reported progress has ended; read its output before its report (slot -> agent)
+    10   1: the running task reports progress (slot -> agent)
+    16   the token of the marks in the output pipe (16 bytes); see `cluster.wire.task_output`
+    32   a counter, odd while the following is being written (8 bytes), then the progress that a task has reported:
+         its attempt, row and fraction (8 bytes each), the message's length (2 bytes), the message
+
+Reports are told apart by their length: 1, `[0]`: ready for tasks. 2, `[sequence, nbytes]`: wants a segment, or with a
+REPORT_… code in the place of the bytes: waits for other tasks, or wants to go on. Else it is a task's report as
+`cluster.worker.events` describes it.
+
+Starter: msgpack arrays that begin with a STARTER_… code (`starter_channel.py`).
 """
 
 from __future__ import annotations
@@ -27,33 +40,61 @@ from typing import Final
 
 __all__ = [
     "CLAIM_BYTES",
-    "PACKET_LIMIT_BYTES",
+    "MARK_ALL_OFFSET",
     "PAGE_BYTES",
+    "PRINTED_OFFSET",
+    "PROGRESSING_OFFSET",
+    "PROGRESS_COUNTER_OFFSET",
+    "PROGRESS_OFFSET",
+    "PROGRESS_TEXT_BYTES",
+    "REPORT_WAITS",
+    "REPORT_WOKEN",
+    "STARTER_CLUSTER",
     "STARTER_EXITED",
     "STARTER_INTERRUPT",
     "STARTER_KILL",
     "STARTER_START",
     "STARTER_STARTED",
+    "TASKS_ACTOR",
     "TASKS_DEFINE",
     "TASKS_GIVE",
+    "TASKS_GO_ON",
     "TASKS_SEGMENT",
+    "TASKS_WAIT_NOTED",
+    "TOKEN_OFFSET",
     "claim_record",
     "claim_records",
+    "progress_record",
 ]
 
 CLAIM_BYTES: Final = 16
 PAGE_BYTES: Final = 4096
-PACKET_LIMIT_BYTES: Final = 65536
+MARK_ALL_OFFSET: Final = 8
+PRINTED_OFFSET: Final = 9
+PROGRESSING_OFFSET: Final = 10
+TOKEN_OFFSET: Final = 16
+PROGRESS_COUNTER_OFFSET: Final = 32
+PROGRESS_OFFSET: Final = 40
+PROGRESS_TEXT_BYTES: Final = 1000
 
 # agent -> slot
 TASKS_DEFINE: Final = 0  # function_id, name, blob
-TASKS_GIVE: Final = 1  # sequence, count, function_id, label, arguments, offsets, blob, input_starts, inputs, values
+# sequence, count, function_id, label, arguments, offsets, blob, input_starts, inputs, values, context
+TASKS_GIVE: Final = 1
 TASKS_SEGMENT: Final = 2  # sequence, path (empty: no room), reason
+TASKS_WAIT_NOTED: Final = 3  # sequence: what is claimed from now on runs inside this task, which waits
+TASKS_ACTOR: Final = 8  # reference of a future: what the first task makes is kept in this process, as an actor
+TASKS_GO_ON: Final = 4  # sequence, whether it is interrupted
+
+# slot -> agent, in the place of a segment's bytes
+REPORT_WAITS: Final = -1
+REPORT_WOKEN: Final = -2
 
 # agent -> starter
-STARTER_START: Final = 0  # slot; with the descriptors claim, tasks, reports, output, page
+STARTER_START: Final = 0  # slot, path prefix (empty: with the descriptors claim, tasks, reports, output, page)
 STARTER_KILL: Final = 1  # slot
 STARTER_INTERRUPT: Final = 2  # slot
+STARTER_CLUSTER: Final = 5  # the scheduler's address, and the secret; the first message
 
 # starter -> agent
 STARTER_STARTED: Final = 3  # slot, process id
@@ -61,6 +102,7 @@ STARTER_EXITED: Final = 4  # slot, exit code or -1, signal or -1, peak memory in
 
 # 16 bytes and not 8, so that a record could carry more one day without a new size; the upper half is zero.
 claim_record: Final = struct.Struct("<QQ")
+progress_record: Final = struct.Struct("<QQdH")
 
 
 def claim_records(sequence: int, count: int) -> bytes:

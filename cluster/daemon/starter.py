@@ -1,9 +1,12 @@
-"""The starter: forks slots for an agent, tells it of their ends, and leaves nothing behind when the agent ends.
+"""The starter: starts slots for an agent, tells it of their ends, and leaves nothing behind when the agent ends.
 
 One process with one thread that runs no user code; it imports what slots need once, so that a slot is there after a
 fork. Slots ask the kernel to die with it. It lives in a session of its own, where no Ctrl-C reaches it, and it is the
 one that orphans of its slots are handed to. When the agent has gone, however it went, it ends all of them and removes
 the agent's segments.
+
+Without the fast paths a slot is a fresh interpreter, nobody but the starter ends slots, and a process that a task
+started and that left its slot's process group is nobody's any more.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,36 +24,42 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-import msgpack
-
-from cluster.daemon import slot_protocol
-from cluster.daemon.slot import SlotDescriptors, open_output, run_slot
+from cluster.daemon import slot_ends, slot_protocol
+from cluster.daemon.in_slot import ClusterOfSlot
+from cluster.daemon.slot import SlotDescriptors
+from cluster.daemon.slot_process import add_python_path, be_slot, command_of_slot, environment_of_slot
+from cluster.daemon.starter_channel import Channel, PacketChannel, PipeChannel
 from cluster.storage.segments import remove_if_dead
 
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-# If memory runs out, the kernel should end a slot and not the agent with everybody's values (-1000 … 1000).
-_OOM_SCORE_ADJUSTMENT: Final = 500
+_KIBIBYTE: Final = 1024
 
 
 class Starter:
-    """The slots' processes of one agent."""
+    """The slots' processes of one agent. `forks`: with the fast paths."""
 
-    def __init__(self, agent: socket.socket, worker_name: str) -> None:
+    def __init__(self, agent: Channel, worker_name: str, python_path: str, forks: bool) -> None:
         self._agent = agent
         self._worker_name = worker_name
+        self._python_path = python_path
+        self._forks = forks
         self._libc = ctypes.CDLL(None, use_errno=True)
+        self._cluster = ClusterOfSlot("", b"")
         self._processes: dict[int, int] = {}  # slot -> process id
         self._slots: dict[int, int] = {}  # process id -> slot
-        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_read, self._wakeup_write = os.pipe()
+        os.set_blocking(self._wakeup_read, False)
+        os.set_blocking(self._wakeup_write, False)
         self._process_id = os.getpid()
 
     def run(self) -> None:
         """Serve the agent until it has gone; then end all slots."""
-        # Orphans of a slot come here, so that they can be ended too.
-        self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if self._forks:
+            # Orphans of a slot come here, so that they can be ended too.
+            self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, _ignore)
         poll = select.poll()
@@ -60,7 +70,10 @@ class Starter:
                 ready = {descriptor for descriptor, _ in poll.poll()}
                 if self._wakeup_read in ready:
                     os.read(self._wakeup_read, 4096)
-                    self._reap()
+                    if self._forks:
+                        self._reap()
+                    else:
+                        self._reap_slots()
                 if self._agent.fileno() in ready and not self._serve():
                     return
         finally:
@@ -70,18 +83,18 @@ class Starter:
     # ------------------------------------------------------------------ requests
 
     def _serve(self) -> bool:
-        """Do one request; False if the agent has gone."""
+        """Do what is asked; False if the agent has gone."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self._agent, slot_protocol.PACKET_LIMIT_BYTES, 8)
-        except ConnectionError:
+            received = self._agent.receive()
+        except EOFError:
             return False
-        if not packet:
-            return False
-        code, slot = msgpack.unpackb(packet)
-        if code == slot_protocol.STARTER_START:
-            self._start(slot, SlotDescriptors(*descriptors))
-        elif slot in self._processes:
-            self._signal(self._processes[slot], code == slot_protocol.STARTER_KILL)
+        for (code, slot, *rest), descriptors in received:
+            if code == slot_protocol.STARTER_CLUSTER:
+                self._cluster = ClusterOfSlot(slot, *rest)
+            elif code == slot_protocol.STARTER_START:
+                self._start(slot, rest[0], descriptors)
+            elif slot in self._processes:
+                self._signal(self._processes[slot], code == slot_protocol.STARTER_KILL)
         return True
 
     def _signal(self, process_id: int, kill: bool) -> None:
@@ -91,47 +104,55 @@ class Starter:
         else:
             os.kill(process_id, signal.SIGUSR1)
 
-    def _start(self, slot: int, descriptors: SlotDescriptors) -> None:
-        process_id = os.fork()
-        if process_id == 0:
-            status = 1
+    def _start(self, slot: int, path_prefix: str, passed: list[int]) -> None:
+        if self._forks:
+            process_id = self._fork(SlotDescriptors(*passed))
+        else:
             try:
-                self._become_slot(descriptors)
-                status = 0
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-            finally:
-                with contextlib.suppress(OSError, ValueError):
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                os._exit(status)
-        with contextlib.suppress(OSError):  # the child does the same; whoever comes first
-            os.setpgid(process_id, process_id)
-        for descriptor in descriptors:
-            os.close(descriptor)
+                process_id = self._spawn(path_prefix)
+            except OSError as error:
+                sys.stderr.write(f"slot {slot} cannot be started: {error}\n")
+                self._tell([slot_protocol.STARTER_EXITED, slot, 1, -1, 0])
+                return
         self._processes[slot] = process_id
         self._slots[process_id] = slot
         self._tell([slot_protocol.STARTER_STARTED, slot, process_id])
 
-    def _become_slot(self, descriptors: SlotDescriptors) -> None:
+    def _fork(self, descriptors: SlotDescriptors) -> int:
+        process_id = os.fork()
+        if process_id == 0:
+            be_slot(descriptors, self._worker_name, self._cluster, self._leave_starter)
+        with contextlib.suppress(OSError):  # the child does the same; whoever comes first
+            os.setpgid(process_id, process_id)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return process_id
+
+    def _spawn(self, path_prefix: str) -> int:
+        descriptors = SlotDescriptors(*slot_ends.open_named(path_prefix))
+        try:
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, True)
+            # From the first moment on: what an interpreter that cannot start says is what the slot has last written.
+            outputs = [(os.POSIX_SPAWN_DUP2, descriptors.output, number) for number in (1, 2)]
+            command = command_of_slot(descriptors, self._worker_name, self._python_path)
+            environment = environment_of_slot(self._cluster)
+            return os.posix_spawn(command[0], command, environment, file_actions=outputs, setpgroup=0)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _leave_starter(self) -> None:
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self._process_id:
-            return  # the starter died before it could be watched
+            os._exit(0)  # the starter died before it could be watched
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._agent.close()
         os.close(self._wakeup_read)
         os.close(self._wakeup_write)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJUSTMENT))
-        os.dup2(descriptors.output, 1)
-        os.dup2(descriptors.output, 2)
-        for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
-        sys.stdout, sys.stderr = open_output(1), open_output(2)
-        run_slot(descriptors, self._worker_name)
 
     # ------------------------------------------------------------------ ends
 
@@ -145,27 +166,38 @@ class Starter:
             if ended is None:
                 return
             process_id = ended.si_pid
-            slot = self._slots.pop(process_id, None)
-            if slot is not None:
+            if process_id in self._slots:
                 _kill_group(process_id)  # before it is reaped, while nobody else can have the number
             _, status, usage = os.wait4(process_id, 0)
-            if slot is None:
-                continue  # an orphan that was handed to this process
-            del self._processes[slot]
-            signaled = os.WIFSIGNALED(status)
-            self._tell(
-                [
-                    slot_protocol.STARTER_EXITED,
-                    slot,
-                    -1 if signaled else os.WEXITSTATUS(status),
-                    os.WTERMSIG(status) if signaled else -1,
-                    usage.ru_maxrss * 1024,
-                ]
-            )
+            if process_id in self._slots:  # else it is an orphan that was handed to this process
+                self._slot_ended(process_id, status, usage)
+
+    def _reap_slots(self) -> None:
+        """The same without `waitid`, which alone tells who has ended and does not reap it; there are only slots."""
+        for process_id in list(self._slots):
+            ended, status, usage = os.wait4(process_id, os.WNOHANG)
+            if ended:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process_id, signal.SIGKILL)  # its number stays a group's while somebody is in the group
+                self._slot_ended(process_id, status, usage)
+
+    def _slot_ended(self, process_id: int, status: int, usage: resource.struct_rusage) -> None:
+        slot = self._slots.pop(process_id)
+        del self._processes[slot]
+        signaled = os.WIFSIGNALED(status)
+        self._tell(
+            [
+                slot_protocol.STARTER_EXITED,
+                slot,
+                -1 if signaled else os.WEXITSTATUS(status),
+                os.WTERMSIG(status) if signaled else -1,
+                usage.ru_maxrss * (1 if sys.platform == "darwin" else _KIBIBYTE),
+            ]
+        )
 
     def _tell(self, message: list[Any]) -> None:
         with contextlib.suppress(ConnectionError):  # the agent has gone, which the next read says as well
-            self._agent.send(msgpack.packb(message))
+            self._agent.send(message)
 
     def _end_all(self) -> None:
         """End all slots and all that they started."""
@@ -207,20 +239,20 @@ def _ignore(number: int, frame: object) -> None:
 def main() -> None:
     """Entry of `python -m cluster.daemon.starter`; the agent starts it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("channel", type=int, nargs="+", help="a Unix socket, or two pipes: to read from, to write to")
     parser.add_argument("--name", required=True)
     parser.add_argument("--python-path", default="")
     parser.add_argument("--segments", action="append", default=[])
     options = parser.parse_args()
-    sys.path[:0] = [entry for entry in options.python_path.split(os.pathsep) if entry]
-    with socket.socket(fileno=options.socket) as agent:
-        agent.set_inheritable(False)
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)
-        # What exists by now is never collected, and so its pages are not written to by the collector in every slot.
-        gc.collect()
-        gc.freeze()
-        Starter(agent, options.name).run()
+    add_python_path(options.python_path)
+    forks = len(options.channel) == 1
+    agent = PacketChannel(socket.socket(fileno=options.channel[0])) if forks else PipeChannel(*options.channel)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    # What exists by now is never collected, and so its pages are not written to by the collector in every slot.
+    gc.collect()
+    gc.freeze()
+    Starter(agent, options.name, options.python_path, forks).run()
     for directory in options.segments:
         remove_if_dead(Path(directory))
 

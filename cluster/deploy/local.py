@@ -15,9 +15,10 @@ from typing import NamedTuple
 import psutil
 
 from cluster import config
+from cluster.client.html import card
 from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
-from cluster.units import parse_bytes
+from cluster.units import format_bytes, parse_bytes
 
 __all__ = ["LocalCluster"]
 
@@ -126,6 +127,16 @@ class LocalCluster:
 
     def __repr__(self) -> str:
         return f"<LocalCluster at {self.scheduler_address}, {len(self._workers)} workers of {self.slots} slots>"
+
+    def _repr_html_(self) -> str:
+        facts: list[tuple[str, object]] = [
+            ("scheduler", self.scheduler_address),
+            ("workers", len(self._workers)),
+            ("slots", len(self._workers) * self.slots),
+            ("memory", f"{format_bytes(self.memory_limit_bytes)} a worker"),
+        ]
+        failure = self.explain_failure()
+        return card("LocalCluster", [*facts, ("failure", failure)] if failure else facts)
 
     def _start(self, name: str, arguments: list[str], module: str, descriptors: tuple[int, ...]) -> _Daemon:
         paths = (_package_parent(), os.environ.get("PYTHONPATH"))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from cluster.errors import ProtocolError
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.functions import FunctionRecord
+from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.scatters import Scatters
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
@@ -23,11 +27,12 @@ from cluster.scheduler.table import (
     WAITING,
     Run,
 )
+from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
 
 __all__ = ["ClientDesk"]
 
-_AWAITED = frozenset(("awaited",))
+_NOT_KEPT = frozenset(("awaited", "parent", "keep", "actor", "actor_call"))
 _NO_OPTIONS: dict[str, Any] = {}
 
 PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that died in silence is given up before
@@ -36,10 +41,13 @@ PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that d
 class ClientDesk:
     """Applies clients' messages to the ledger."""
 
-    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement) -> None:
+    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement, scatters: Scatters) -> None:
         self.ledger = ledger
+        self.scatters = scatters
         self.lifecycle = lifecycle
         self.placement = placement
+        self.on_leave: list[Callable[[ClientRecord], None]] = []
+        """Called when a client is gone for good."""
         self._failed_pushes: list[tuple[int, int, int]] = []  # row, its run's identity, worker
 
     # ------------------------------------------------------------------ coming and going
@@ -47,6 +55,8 @@ class ClientDesk:
     def join(self, peer: int, message: messages.ClientJoin) -> None:
         """A client introduces itself."""
         ledger = self.ledger
+        if not 0 < message.weight < math.inf:
+            raise ProtocolError(f"a client's weight must be above 0 and finite, not {message.weight}")
         client = ledger.clients.get(message.client_id)
         if client is None:
             client = ledger.clients[message.client_id] = ClientRecord(
@@ -55,9 +65,12 @@ class ClientDesk:
         else:
             ledger.client_of_peer.pop(client.peer, None)
             client.peer = peer
+        client.weight = message.weight
         client.connected = True
         client.gone_at = math.inf
         ledger.client_of_peer[peer] = client
+        python = message.versions.get("python", "unknown")
+        ledger.events.note("client_joined", client.name, f"Python {python}")
         ledger.send(peer, messages.ClientWelcome(ledger.epoch, ledger.settings.versions))
 
     def gone(self, now: float, client: ClientRecord) -> None:
@@ -69,7 +82,9 @@ class ClientDesk:
             if run.offered:
                 for row in range(run.start, run.start + run.count):
                     if table.state[row] == FINISHED and table.holder[row] < 0:
-                        self.lifecycle.lost(row)
+                        self.lifecycle.lost(row, f"client {client.name}, who alone had it, is gone")
+        if client.in_slot:
+            self.leave(client)
 
     def leave(self, client: ClientRecord) -> None:
         """A client is done, or did not come back: everything that it wants is released."""
@@ -83,6 +98,8 @@ class ClientDesk:
         for number in list(client.aliases):
             ledger.deferred.append(("release", client, number, 1))
         ledger.deferred.append(("end", client, 0, 0))
+        for left in self.on_leave:
+            left(client)
 
     def end(self, client: ClientRecord) -> None:
         """All that a client wanted is released: forget it, unless tasks of its own still run for others."""
@@ -125,7 +142,7 @@ class ClientDesk:
         else:
             owner = NOBODY
             if message.options.get("allow_other_workers"):
-                owner = self.lifecycle.home(start, run)
+                owner = home(self.ledger, start, run)
             self.ledger.make_ready(run, owner, start, stop)
 
     def _new_run(self, client: ClientRecord, message: messages.Submit) -> Run:
@@ -146,18 +163,28 @@ class ClientDesk:
         run = self.ledger.table.allocate(count, client, message.first)
         client.add_run(run)
         function.users += 1
+        run.submitted_at = self.ledger.now
         run.function = function
         run.label = message.label
         run.batch = message.batch
         # Most runs have no option but this one, and a dict for each would be their largest part.
-        run.options = message.options if message.options.keys() - _AWAITED else _NO_OPTIONS
+        run.options = message.options if message.options.keys() - _NOT_KEPT else _NO_OPTIONS
         run.priority = int(message.options.get("priority", 0))
         run.awaited = bool(message.options.get("awaited"))
         run.arguments = message.arguments
         run.offsets = offsets
         run.blob = message.blob
+        client.argument_bytes += len(run.blob)
         run.dependency_starts = starts
         run.lane = self.ledger.lane_for(client, message.options)
+        if "actor" in message.options:
+            run.makes_actor = run.has_dependents = True
+        elif "actor_call" in message.options:
+            if starts is None or any(first == stop for first, stop in pairwise(starts)):
+                raise ProtocolError(f"calls of {message.label!r} name no actor")
+            run.calls_actor = True
+        if "parent" in message.options:
+            self.lifecycle.nesting.adopt(run, message.options["parent"])
         return run
 
     def _link(self, client: ClientRecord, run: Run, message: messages.Submit) -> None:
@@ -171,12 +198,15 @@ class ClientDesk:
         orphans = self._set_orphans_apart(run) if -1 in sources else ()
         run.depth = self._hold(run.dependencies)
         starts, rows, add_edge = run.dependency_starts, run.dependencies, table.add_edge
+        strangers = lifecycle.actors.enlist(run, orphans) if run.calls_actor else ()
         for place in range(run.count):
             row = run.start + place
             for position in range(starts[place], starts[place + 1]):
                 add_edge(rows[position], row, run)
-            if row not in orphans:
+            if row not in orphans and row not in strangers:
                 lifecycle.start_row(row, run)
+        for row in strangers:
+            lifecycle.fail(row, self._no_actor(row, run))
         for row in orphans:
             table.state[row] = WAITING
             lifecycle.fail(row, self._orphaned(row, run))
@@ -219,6 +249,16 @@ class ClientDesk:
         run.dependency_starts, run.dependencies = kept_starts, kept_rows
         return orphans
 
+    def _no_actor(self, row: int, run: Run) -> Failure:
+        key = self.ledger.key(row)
+        details = {
+            "type": "Unrunnable",
+            "message": f"{key} calls a method of something that is no actor",
+            "key": key,
+            "remedy": "submit the class with actor=True",
+        }
+        return Failure("unrunnable", b"", details, row, run.identity, self.ledger.now)
+
     def _orphaned(self, row: int, run: Run) -> Failure:
         key = self.ledger.key(row)
         details = {
@@ -227,7 +267,7 @@ class ClientDesk:
             "key": key,
             "remedy": "keep the future of the input until the task that takes it is submitted",
         }
-        return Failure("lost", b"", details, row, run.identity)
+        return Failure("lost", b"", details, row, run.identity, self.ledger.now)
 
     def offer(self, client: ClientRecord, message: messages.Offer) -> None:
         """Values in the client's own memory."""
@@ -240,6 +280,7 @@ class ClientDesk:
         run = table.allocate(message.count, client, message.first)
         client.add_run(run)
         run.offered = True
+        run.submitted_at = ledger.now
         run.label = "scatter"
         start, stop = run.start, run.start + run.count
         table.state[start:stop] = bytes((FINISHED,)) * run.count
@@ -281,18 +322,29 @@ class ClientDesk:
         if 1 < tried < PUSHES_TRIED:
             self._failed_pushes.append((row, self.ledger.run(row).identity, worker.index))
             return
-        if not tried:
-            return
-        del under_way[worker.index]
+        if tried:
+            text = f"the client could not send an argument to worker {worker.name} at {worker.address}: {message.error}"
+            self.scatters.failed(row, worker, message.error)
+            self._give_up_push(row, worker, text, "see that the client can connect to the worker's address")
+
+    def push_refused(self, client: ClientRecord, message: messages.PushRefused) -> None:
+        """A client will not push a value: fail who waits for it there."""
+        row = client.row(message.number)
+        worker = self.ledger.worker_called.get(message.address)
+        if row >= 0 and worker is not None and worker.index in self.ledger.pushing.get(row, {}):
+            self.scatters.failed(row, worker, message.message)
+            self._give_up_push(row, worker, message.message, message.remedy)
+
+    def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
+        del self.ledger.pushing[row][worker.index]
         details = {
             "type": "ValueLost",
-            "message": f"the client could not send an argument to worker {worker.name} at {worker.address}: "
-            + message.error,
+            "message": text,
             "key": self.ledger.key(row),
             "worker": worker.name,
-            "remedy": "see that the client can connect to the worker's address",
+            "remedy": remedy,
         }
-        failure = Failure("lost", b"", details, row, self.ledger.run(row).identity)
+        failure = Failure("lost", b"", details, row, self.ledger.run(row).identity, self.ledger.now)
         table = self.ledger.table
         takers = list(table.dependents(row))
         for dependent in takers:

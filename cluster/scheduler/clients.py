@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 
@@ -27,15 +27,21 @@ class ClientRecord:
         self.name = name
         self.peer = peer
         self.connected = True
+        self.in_slot = False  # it lives in a worker's slot: its wants end with its connection
         self.ended = False  # all that it wanted was released for good
         self.gone_at = math.inf  # when the connection was lost
         self.congested = False  # the client does not read what was sent
+        self.shows_output = False  # it wants to see what its tasks write
+        self.unshown_bytes = 0  # … and it was too slow for so much of it
         self.functions: dict[bytes, FunctionRecord] = {}
         self.aliases: dict[int, int] = {}  # own number -> row of another client's task
         self.lanes: dict[object, Lane] = {}
         self.ready_rows = 0
         self.granted_seconds = 0.0  # what its granted tasks are expected to take
         self.weight = 1.0
+        self.argument_bytes = 0  # of its tasks that were never granted
+        self.taken_bytes = 0  # of all others
+        self.told_bytes = 0  # so much of that it was told
         self.recipes: deque[tuple[int, int]] = deque()  # (row, run identity) of released rows, oldest first
         self.recipe_rows = 0
         self.recipe_bytes = 0
@@ -148,6 +154,17 @@ class ClientRecord:
     def all_runs(self) -> list[Run]:
         """The runs that are left, in the order of their numbers."""
         return [run for run in self._runs if run is not None]
+
+    def runs_from(self, number: int, limit: int) -> list[Run]:
+        """Runs whose numbers begin there or later, in their order; fewer than `limit` when there are no more."""
+        found: list[Run] = []
+        for position in range(bisect_left(self._firsts, number), len(self._runs)):
+            run = self._runs[position]
+            if run is not None:
+                found.append(run)
+                if len(found) == limit:
+                    break
+        return found
 
     # ------------------------------------------------------------------ share
 

@@ -14,8 +14,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cluster.scheduler.actor_invariants import check_actors
+from cluster.scheduler.census import LISTED_STATES, OTHER_LABELS, Census
 from cluster.scheduler.ledger import Ledger
+from cluster.scheduler.nesting_invariants import check_parents
 from cluster.scheduler.placement import Placement
+from cluster.scheduler.ready import Lane
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
@@ -33,7 +37,7 @@ from cluster.scheduler.table import (
     Table,
 )
 
-__all__ = ["check", "check_empty", "check_placement", "story"]
+__all__ = ["check", "check_census", "check_empty", "check_placement", "story"]
 
 UNFINISHED = (WAITING, READY, GRANTED)
 
@@ -70,6 +74,21 @@ def story(ledger: Ledger, row: int) -> str:
     return "\n".join(lines)
 
 
+def check_census(ledger: Ledger) -> None:
+    """Compare a census of the whole table with a count of its rows one by one."""
+    census = Census(ledger, listed=LISTED_STATES, limit=3)
+    while not census.work():
+        pass
+    labels: dict[str, list[int]] = {}
+    for row, run in enumerate(ledger.table.run_of):
+        if run is not None and not run.is_join and not run.offered and ledger.table.state[row] != FREE:
+            label = run.label if run.label in census.labels else OTHER_LABELS
+            labels.setdefault(label, [0] * len(STATE_NAMES))[ledger.table.state[row]] += 1
+    assert census.labels == labels, f"the census counts {census.labels}, and there are {labels}"
+    tasks = sum(map(sum, labels.values()))
+    assert len(census.tasks) == min(3, tasks), f"the census lists {census.tasks}, of {tasks} tasks"
+
+
 def check(ledger: Ledger) -> None:
     """Compare everything that the ledger counts with what a search finds; AssertionError on the first difference."""
     live = _check_runs(ledger)
@@ -79,6 +98,8 @@ def check(ledger: Ledger) -> None:
     _check_states(ledger, live)
     _check_ready(ledger, live)
     _check_workers(ledger, live)
+    check_parents(ledger, live)
+    check_actors(ledger, live)
     _check_values(ledger, live)
     _check_side_tables(ledger, live)
     _check_clients(ledger, live)
@@ -90,12 +111,13 @@ def check_empty(ledger: Ledger) -> None:
     table = ledger.table
     _expect(table.rows_used == 0, f"{table.rows_used} rows are still in use")
     for name in (
-        "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "contains",
-        "aliases_of", "pushing", "locating", "deferred",
+        "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "suspects", "contains",
+        "kept_rows", "aliases_of", "pushing", "locating", "deferred", "parents", "actors",
     ):  # fmt: skip
         kept = getattr(ledger, name)
         _expect(not kept, f"ledger.{name} still has {len(kept)} entries: {kept}")
     _expect(not table.replicas and not table.stale_edges, "the table still lists replicas or stale edges")
+    _expect(not table.walked, "the table still protects edges that nobody walks along")
     _expect(_count_free_edges(table) == len(table.edge_row), "not every edge went back to the free list")
     _expect(ledger.ready_rows == 0, "rows are still counted as ready")
     for worker in ledger.workers.values():
@@ -122,7 +144,7 @@ def check_placement(placement: Placement) -> None:
             f"worker {worker.name} has {worker.outstanding} tasks on {worker.slots} slots, and is "
             f"{'not ' if idle else ''}listed as idle",
         )
-        surplus = worker.outstanding > worker.slots
+        surplus = worker.outstanding > worker.slots and not worker.lost
         _expect(
             (index in placement.surplus) == surplus,
             f"worker {worker.name} has {worker.outstanding} tasks on {worker.slots} slots, and is "
@@ -269,6 +291,11 @@ def _check_reasons(ledger: Ledger, live: list[int]) -> None:
     for inside in ledger.contains.values():
         for row in inside:
             holds[row] += 1
+    for row, values in ledger.kept_rows.items():
+        holds[row] += values
+    for parent in ledger.parents.values():
+        for row in parent.handed_over:
+            holds[row] += 1
     _differing(ledger, live, table.holds, holds, "holds")
     _differing(ledger, live, table.heirs, heirs, "heirs")
 
@@ -276,18 +303,22 @@ def _check_reasons(ledger: Ledger, live: list[int]) -> None:
 def _check_states(ledger: Ledger, live: list[int]) -> None:
     """Each state's own promises: what waits, what has a value, what may be forgotten."""
     table = ledger.table
-    contained = Counter(row for inside in ledger.contains.values() for row in inside)
+    contained = Counter(row for inside in ledger.contains.values() for row in inside) + Counter(ledger.kept_rows)
     for row in live:
         state, flags = table.state[row], table.flags[row]
         inputs = table.inputs_of(row) if state in (WAITING, READY) else ()
         missing = len(inputs) - sum(table.state[source] == FINISHED for source in inputs)
         if state == WAITING:
-            if missing == 0:
+            if missing == 0 and not ledger.run(row).calls_actor:  # that may wait for its turn
                 _fault(ledger, row, f"row {row} waits for nothing")
             if table.waiting[row] != missing:
                 _fault(ledger, row, f"row {row} misses {missing} inputs")
             # An input that is being made, and will wake it; a failed or released one never would.
-            coming = all(table.state[source] in (*UNFINISHED, FINISHED) for source in inputs)
+            coming = all(
+                table.state[source] in (*UNFINISHED, FINISHED)
+                or (table.state[source] == FAILED and source in table.walked)  # it fails with the input, soon
+                for source in inputs
+            )
             if not coming:
                 _fault(ledger, row, f"row {row} waits for an input that nobody makes")
         elif state == READY and missing:
@@ -322,7 +353,7 @@ def _check_ready(ledger: Ledger, live: list[int]) -> None:
             run = ledger.run(row)
             ready.setdefault(run.identity, []).append(row)
             per_client[run.client.identity] += 1
-            per_lane[id(run.lane)] += 1
+            per_lane[id(ledger.lane_of(row, run))] += 1
     _expect(ledger.ready_rows == sum(per_client.values()), f"{ledger.ready_rows} rows are said to be ready")
     for client in ledger.clients.values():
         found = per_client[client.identity]
@@ -333,16 +364,19 @@ def _check_ready(ledger: Ledger, live: list[int]) -> None:
             _expect(len({id(bucket) for bucket in listed}) == len(listed), "a bucket stands twice in its lane")
             _expect(all(bucket.listed for bucket in listed), "a bucket in a lane does not know it")
         for run in client.all_runs():
-            _check_bucket(ledger, run, ready.get(run.identity, []))
+            mine = ready.get(run.identity, [])
+            if run.lane is not None:
+                for place in dict.fromkeys([run.lane, *(ledger.lane_of(row, run) for row in mine)]):
+                    _check_bucket(run, place, [row for row in mine if ledger.lane_of(row, run) is place])
 
 
-def _check_bucket(ledger: Ledger, run: Run, ready: list[int]) -> None:
-    bucket = run.bucket
+def _check_bucket(run: Run, lane: Lane, ready: list[int]) -> None:
+    bucket = lane.bucket_of(run)
     if bucket is None:
         _expect(not ready, f"rows {ready} of run {run.identity} are ready and stand in no bucket")
         return
     _expect(bucket.size == len(ready), f"the bucket of run {run.identity} counts {bucket.size}, ready are {ready}")
-    in_lane = run.lane is not None and any(entry[3] is bucket for entry in run.lane.heap)
+    in_lane = any(entry[3] is bucket for entry in lane.heap)
     _expect(bucket.listed == in_lane, f"the bucket of run {run.identity} is wrong about standing in its lane")
     _expect(bucket.listed or not ready, f"the ready rows {ready} of run {run.identity} stand in no lane")
     listed: list[int] = []
@@ -375,6 +409,9 @@ def _check_workers(ledger: Ledger, live: list[int]) -> None:
         grant = ledger.grant_of(worker, attempt, row)
         if grant is None:
             _fault(ledger, row, f"row {row} is in no grant of worker {worker.name}")
+        suspicion = ledger.suspects.get(row)
+        if suspicion is not None and (grant.left != 1 or grant.charged != (suspicion.deaths > 0)):
+            _fault(ledger, row, f"row {row} is a suspect, and was not granted by itself")
         if grant.run is not ledger.run(row):
             _fault(ledger, row, f"row {row} runs under another run's grant")
         if row in table.replicas:
@@ -382,22 +419,33 @@ def _check_workers(ledger: Ledger, live: list[int]) -> None:
         running[index, attempt] += 1
     shares: dict[bytes, list[float]] = {}
     for worker in ledger.workers.values():
-        _expect(ledger.worker_of_peer.get(worker.peer) is worker, f"worker {worker.name} has lost its connection")
+        connected = worker.lost or ledger.worker_of_peer.get(worker.peer) is worker
+        _expect(connected, f"worker {worker.name} has lost its connection")
+        charged = sum(grant.charged for grant in worker.grants.values())
+        _expect(charged < 2, f"worker {worker.name} has {charged} tasks that were charged with the end of workers")
         stopping = Counter(attempt for attempt, _ in worker.stopping)
         used = dict.fromkeys(worker.resources, 0.0)
         seconds, lead, left = [0.0], [0.0], 0
+        waiting = Counter(attempt for attempt, _ in worker.suspended)
         for attempt, grant in worker.grants.items():
             found = running[worker.index, attempt] + stopping[attempt]
             _expect(
                 grant.left == found,
                 f"attempt {attempt} at worker {worker.name} counts {grant.left} tasks; {found} run or are to stop",
             )
-            left += grant.left
-            seconds.append(grant.left * grant.seconds_each)
-            lead.append(grant.left * grant.lead_each)
+            slots = grant.left - waiting[attempt] if grant.takes_slots else 0
+            left += slots
+            seconds.append(slots * grant.seconds_each)
+            lead.append(slots * grant.lead_each)
             shares.setdefault(grant.run.client.identity, []).append(grant.left * grant.seconds_each)
             for name, amount in () if grant.run.lane is None else grant.run.lane.restriction.resources:
                 used[name] += amount * grant.left
+        at_home = [record for record in ledger.actors.values() if record.worker == worker.index]
+        _expect(len(at_home) == worker.actors, f"worker {worker.name} counts {worker.actors} actors: {len(at_home)}")
+        for record in at_home:
+            for name, amount in record.resources:
+                used[name] += amount
+        _expect(set(waiting) <= set(worker.grants), f"worker {worker.name} suspends runs of no grant: {waiting}")
         _expect(set(stopping) <= set(worker.grants), f"worker {worker.name} is to stop runs of no grant: {stopping}")
         _expect(left == worker.outstanding, f"worker {worker.name} counts {worker.outstanding} tasks, and has {left}")
         _expect(_near(sum(seconds), worker.outstanding_seconds), f"worker {worker.name} counts its backlog wrong")
@@ -406,7 +454,8 @@ def _check_workers(ledger: Ledger, live: list[int]) -> None:
             free = worker.available[name]
             _expect(_near(free, amount - used[name]), f"worker {worker.name} has {free} of {amount} {name}: {used}")
             _expect(-1e-6 <= free <= amount + 1e-6, f"worker {worker.name} gave {free} of {amount} {name}")
-    _expect(len(ledger.worker_of_peer) == len(ledger.workers), "a connection leads to a worker that is gone")
+    there = sum(not worker.lost for worker in ledger.workers.values())
+    _expect(len(ledger.worker_of_peer) == there, "a connection leads to a worker that is gone")
     for client in ledger.clients.values():
         share = sum(shares.get(client.identity, ()))
         _expect(_near(share, client.granted_seconds), f"client {client.name} is charged {client.granted_seconds} s")
@@ -463,6 +512,8 @@ def _check_side_tables(ledger: Ledger, live: list[int]) -> None:
     _expect(
         set(ledger.failures) == failed, f"failures are kept for {sorted(ledger.failures)}, failed are {sorted(failed)}"
     )
+    for row in ledger.suspects:
+        _expect(row in rows and table.state[row] != FINISHED, f"row {row} is a suspect, and has a value or is free")
     for name in ("failed_runs", "deaths", "missed"):
         gone = sorted(set(getattr(ledger, name)) - rows)
         _expect(not gone, f"ledger.{name} remembers the rows {gone}, which are free")
@@ -507,6 +558,11 @@ def _check_clients(ledger: Ledger, live: list[int]) -> None:
             (client.recipe_rows, client.recipe_bytes) == (recipes[identity], recipe_bytes[identity]),
             f"client {client.name} counts {client.recipe_rows} recipes of {client.recipe_bytes} bytes, and has "
             f"{recipes[identity]} of {recipe_bytes[identity]}",
+        )
+        waiting = sum(len(run.blob) - run.taken_bytes for run in client.all_runs())
+        _expect(
+            client.argument_bytes == waiting,
+            f"client {client.name} counts {client.argument_bytes} bytes of arguments that wait, and has {waiting}",
         )
         listed = {row for row, _ in client.recipes}
         unlisted = [row for row in own_recipes.get(identity, ()) if row not in listed]

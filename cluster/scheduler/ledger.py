@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.ids import task_key
+from cluster.scheduler.actors import ActorRecord
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.events import EventLog
 from cluster.scheduler.functions import FunctionRecord
+from cluster.scheduler.history import History
+from cluster.scheduler.nesting import Parent
 from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
+from cluster.scheduler.suspects import SuspectLane, Suspicion
 from cluster.scheduler.table import FINISHED, OWNER_WANTS, READY, Run, Table
 from cluster.scheduler.workers import GrantRecord, WorkerRecord
 from cluster.wire import messages
@@ -49,7 +54,11 @@ class Settings:
     client_grace_seconds: float = 60.0
     lineage_rows: int = 1_000_000
     lineage_bytes: int = 1_000_000_000
+    unmet_request_seconds: float = 60.0
+    arguments_told_bytes: int = 4 << 20  # of a client's arguments that were granted, before it is told
     versions: dict[str, str] = field(default_factory=dict)
+    started_at: float = 0.0
+    """When this life of the scheduler began, by the clock whose time is passed in."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Failure:
     details: dict[str, Any]
     row: int
     run_identity: int
+    at: float = 0.0
 
 
 class FinishedNotice:
@@ -99,6 +109,9 @@ class Ledger:
     def __init__(self, epoch: int, settings: Settings) -> None:
         self.epoch = epoch
         self.settings = settings
+        self.events = EventLog()
+        self.now = 0.0  # the time of the event that is being handled
+        self.history = History()
         self.table = Table()
         self.clients: dict[bytes, ClientRecord] = {}
         self.client_of_peer: dict[int, ClientRecord] = {}
@@ -111,10 +124,14 @@ class Ledger:
         self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
         self.deaths: dict[int, int] = {}  # row -> slots that died while running it
         self.missed: dict[int, int] = {}  # row -> runs that could not get an input
+        self.suspects: dict[int, Suspicion] = {}  # unfinished rows that were at a worker which ended
         self.contains: dict[int, list[int]] = {}  # row -> rows whose futures lie inside its value
+        self.kept_rows: dict[int, int] = {}  # row -> values kept under names (`coordination.py`) with futures of it
         self.aliases_of: dict[int, list[tuple[ClientRecord, int]]] = {}  # row -> other clients' numbers for it
         self.pushing: dict[int, dict[int, int]] = {}  # offered row -> worker index -> push orders sent
         self.locating: dict[int, list[Any]] = {}  # row -> location requests that wait for it
+        self.parents: dict[int, Parent] = {}  # row of a running task -> what is known of it that is of a parent
+        self.actors: dict[int, ActorRecord] = {}  # row of an actor's creation -> where it lives, and who calls it
         self.deferred: deque[tuple[str, ClientRecord, int, int]] = deque()
         self.preferred: dict[int, None] = {}  # workers that hold inputs of rows that just became ready
         self.ready_rows = 0
@@ -156,6 +173,10 @@ class Ledger:
             return str(own)
         return task_key(run.label, run.client.identity, run.batch, self.number(row))
 
+    def note(self, row: int, what: str, why: str = "") -> None:
+        """Note something rare that happens to a row, for its story."""
+        self.history.note(self.now, row, self.run(row).identity, what, why)
+
     # ------------------------------------------------------------------ what is ready
 
     def lane_for(self, client: ClientRecord, options: dict[str, Any]) -> Lane:
@@ -180,19 +201,78 @@ class Ledger:
         table = self.table
         table.state[start:stop] = bytes((READY,)) * count
         assert run.lane is not None
-        run.lane.add(run, owner, start, stop)
+        lane = self.lane_of(start, run) if self.suspects else run.lane  # a suspect becomes ready by itself
+        lane.add(run, owner, start, stop)
         run.client.ready_rows += count
         self.ready_rows += count
         if owner >= 0:
             self.preferred[owner] = None
+        if run.parent >= 0:
+            parent = self.parents[run.parent]
+            parent.ready[run.identity] = run
+            if parent.suspended_at >= 0:
+                self.workers[parent.suspended_at].hungry[run.parent] = None
 
     def not_ready(self, row: int) -> None:
         """A ready row is about to change its state otherwise than by being granted."""
         run = self.run(row)
-        assert run.lane is not None
-        run.lane.drop(run)
+        self.lane_of(row, run).drop(run)
         run.client.ready_rows -= 1
         self.ready_rows -= 1
+
+    def take_arguments(self, run: Run, rows: int) -> None:
+        """So many rows of a run do not wait with their arguments any more: their client may send others."""
+        if run.taken >= run.count:
+            return
+        nbytes = -run.taken_bytes
+        run.taken = min(run.count, run.taken + rows)
+        nbytes += run.taken_bytes
+        client = run.client
+        client.argument_bytes -= nbytes
+        client.taken_bytes += nbytes
+        if client.taken_bytes - client.told_bytes >= self.settings.arguments_told_bytes and client.connected:
+            client.told_bytes = client.taken_bytes
+            self.send(client.peer, messages.ArgumentsTaken(client.taken_bytes))
+
+    # ------------------------------------------------------------------ suspects
+
+    def lane_of(self, row: int, run: Run) -> Lane:
+        """The lane in which a row of the run waits when it is ready."""
+        lane = run.lane
+        assert lane is not None
+        suspicion = self.suspects.get(row)
+        if suspicion is None:
+            return lane
+        charged = suspicion.deaths > 0
+        key = ("charged" if charged else "marked", lane.restriction)
+        suspects = run.client.lanes.get(key)
+        if suspects is None:
+            suspects = run.client.lanes[key] = SuspectLane(lane.restriction, charged)
+        return suspects
+
+    def suspect(self, row: int, worker: WorkerRecord) -> Suspicion:
+        """A worker ended that had the row: mark it; if it was marked, charge it."""
+        self._unlist(row)
+        suspicion = self.suspects.get(row)
+        if suspicion is None:
+            suspicion = self.suspects[row] = Suspicion()
+        else:
+            suspicion.deaths += 1
+            suspicion.workers.append(worker.name)
+        return suspicion
+
+    def acquit(self, row: int) -> None:
+        """The row came to an end without its worker's, or is to be tried anew."""
+        if row in self.suspects:
+            self._unlist(row)
+            del self.suspects[row]
+
+    def _unlist(self, row: int) -> None:
+        """A row that is not ready is about to change its lane, which may still list it from before."""
+        run = self.run(row)
+        bucket = self.lane_of(row, run).bucket_of(run)
+        if bucket is not None and bucket.dirty:
+            bucket.forget(row)
 
     # ------------------------------------------------------------------ what is said
 
@@ -228,6 +308,12 @@ class Ledger:
         details = {"type": "ValueLost", "message": message, "remedy": remedy}
         self.tell_failed(client, number, Failure("lost", b"", details, -1, -1))
 
+    def tell_ended_with_parent(self, client: ClientRecord, number: int, row: int) -> None:
+        """Tell a slot's client that a task which it still waits for was cancelled, as its parent has ended."""
+        message = f"{self.key(row)} was cancelled, because the task that submitted it has ended"
+        details = {"type": "CancelledError", "message": message, "key": self.key(row)}
+        self.tell_failed(client, number, Failure("cancelled", b"", details, row, self.run(row).identity))
+
     def tell_wanting(self, row: int, failure: Failure | None) -> None:
         """Tell every client that wants the row how it stands: failed, or (None) waiting for its value again."""
         run = self.run(row)
@@ -257,7 +343,7 @@ class Ledger:
     def order_free(self, worker_index: int, attempt: int, row: int, count: int = 1) -> None:
         """Order a worker to free consecutive values; orders are gathered until the outbox is taken."""
         worker = self.workers.get(worker_index)
-        if worker is None:
+        if worker is None or worker.lost:
             return
         orders = self._frees.setdefault(worker_index, [])
         if orders and orders[-3] == attempt and orders[-2] + orders[-1] == row:

@@ -20,11 +20,16 @@ recursion: a chain may be a million long.
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
+from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import Failure, Ledger
-from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.nesting_desk import NestingDesk
+from cluster.scheduler.recomputing import cannot_recompute
 from cluster.scheduler.table import (
+    ABANDONED,
     DELIVERED,
     FAILED,
     FINISHED,
@@ -44,12 +49,27 @@ from cluster.wire import messages
 __all__ = ["Lifecycle"]
 
 
+class Cascade:
+    """A failed row whose dependents are failing, one edge after the other."""
+
+    __slots__ = ("edge", "failure", "identity", "row")
+
+    def __init__(self, row: int, identity: int, edge: int, failure: Failure) -> None:
+        self.row = row
+        self.identity = identity  # of its run
+        self.edge = edge  # the next one
+        self.failure = failure
+
+
 class Lifecycle:
     """Moves rows between states and keeps holds, heirs and notices right."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self._unneeded: list[int] = []  # rows whose holds fell to zero, not yet looked at
+        self._cascades: list[Cascade] = []
+        self.actors = ActorDesk(ledger)
+        self.nesting = NestingDesk(ledger, self.unhold, self._unneeded.append)
 
     # ------------------------------------------------------------------ starting
 
@@ -86,8 +106,10 @@ class Lifecycle:
             self.ledger.contains[row] = list(table.inputs_of(row))
             self._wake_dependents(row)
             self._settle(row)
+        elif run.calls_actor:
+            self.actors.startable(row, run)
         else:
-            self.ledger.make_ready(run, self.home(row, run), row, row + 1)
+            self.ledger.make_ready(run, home(self.ledger, row, run), row, row + 1)
 
     def join(self, sources: array[int], depth: int, run: Run) -> int:
         """A row that stands for the inputs which all tasks of a run share; the inputs are held for it already."""
@@ -102,29 +124,6 @@ class Lifecycle:
             table.add_edge(source, join.start, join)
         return join.start
 
-    def home(self, row: int, run: Run) -> int:
-        """The worker that holds most bytes of the row's inputs; NOBODY when no worker holds any."""
-        table = self.ledger.table
-        sources = table.inputs_of(row)
-        if sources:
-            holder = table.holder
-            first = holder[sources[0]]
-            if not table.replicas and all(holder[source] == first for source in sources):
-                return first
-        else:
-            if run.options.get("allow_other_workers"):
-                named = run.options.get("workers", ())
-                for worker in self.ledger.workers.values():
-                    if worker.name in named or worker.address in named:
-                        return worker.index
-            return NOBODY
-        held: dict[int, int] = {}
-        for source in sources:
-            nbytes = table.nbytes[source] + 1
-            for worker_index in table.holders(source):
-                held[worker_index] = held.get(worker_index, 0) + nbytes
-        return max(held, key=lambda index: (held[index], -index)) if held else NOBODY
-
     def revive(self, row: int) -> None:
         """Compute a released value again, and whatever released values that takes."""
         ledger, table = self.ledger, self.ledger.table
@@ -137,9 +136,10 @@ class Lifecycle:
             run = ledger.run(current)
             self._leave_recipes(current, run)
             table.state[current] = WAITING
-            if run.offered or table.flags[current] & NO_RECIPE:
-                self.fail(current, self._cannot_recompute(current, run), holds_inputs=False)
+            if run.offered or run.makes_actor or run.calls_actor or table.flags[current] & NO_RECIPE:
+                self.fail(current, cannot_recompute(ledger, current, run), holds_inputs=False)
                 continue
+            ledger.note(current, "needed again", "its value is computed anew")
             for source in table.inputs_of(current):
                 table.holds[source] += 1
                 stack.append(source)
@@ -157,20 +157,6 @@ class Lifecycle:
         elif state == RELEASED:
             self.revive(row)
 
-    def _cannot_recompute(self, row: int, run: Run) -> Failure:
-        if run.offered:
-            why = "it was sent from a client's memory, and no worker holds a copy any more"
-        else:
-            why = "the recipe of an input was given up (past the lineage bound, or the input came from a client)"
-        key = self.ledger.key(row)
-        details = {
-            "type": "ValueLost",
-            "message": f"the value of {key} was lost with its worker and cannot be computed again: {why}",
-            "key": key,
-            "remedy": "submit the task again, or keep a copy of the data on two workers",
-        }
-        return Failure("lost", b"", details, row, run.identity)
-
     # ------------------------------------------------------------------ ending
 
     def finished(self, row: int, worker: WorkerRecord, nbytes: int, piece: bytes) -> None:
@@ -183,6 +169,14 @@ class Lifecycle:
         table.nbytes[row] = nbytes
         worker.held_values += 1
         worker.held_bytes += nbytes
+        if self.ledger.suspects:
+            self.ledger.acquit(row)
+        if row in self.ledger.parents:
+            self.nesting.run_ended(row)
+        if run.calls_actor:
+            self.actors.call_left(row, run)
+        elif run.makes_actor:
+            self.actors.made(row, run, worker)
         self._tell_value(row, run, piece)
         if table.first_edge[row] >= 0:
             self._wake_dependents(row)
@@ -245,32 +239,64 @@ class Lifecycle:
             request.ended()
 
     def fail(self, row: int, failure: Failure, *, holds_inputs: bool = True) -> None:
-        """An unfinished row, and all that depend on it, end without a value.
+        """An unfinished row ends without a value. All that depend on it follow, by `cascade`.
 
         `holds_inputs`: false for a row that was to be revived and cannot be. (It may name inputs that are free by now.)
         """
         ledger, table = self.ledger, self.ledger.table
-        stack = [row]
-        while stack:
-            current = stack.pop()
-            state = table.state[current]
-            if state not in (WAITING, READY, GRANTED):
+        state = table.state[row]
+        if state not in (WAITING, READY, GRANTED):
+            return
+        if state == READY:
+            ledger.not_ready(row)
+        elif state == GRANTED:
+            self.stop(row)
+            self.nesting.run_ended(row)
+        run = ledger.run(row)
+        if state != GRANTED:
+            ledger.take_arguments(run, 1)
+        if run.calls_actor:
+            self.actors.call_left(row, run)
+        table.state[row] = FAILED
+        table.holder[row] = -1
+        ledger.failures[row] = failure
+        ledger.tell_wanting(row, failure)
+        if table.first_edge[row] >= 0:
+            table.walked.add(row)
+            self._cascades.append(Cascade(row, ledger.run(row).identity, table.first_edge[row], failure))
+        if holds_inputs:
+            self.leave_inputs(row)
+        self._settle(row)
+
+    @property
+    def cascading(self) -> bool:
+        """Whether `cascade` has something to do. Nothing is retried before it is done."""
+        return bool(self._cascades)
+
+    def cascade(self, rows: int) -> int:
+        """Fail what depends on failed rows, about so many now; how many of the allowed rows are left.
+
+        A row that is submitted meanwhile on top of a failed one fails at once, so edges that come later do not matter.
+        """
+        table, cascades = self.ledger.table, self._cascades
+        while cascades and rows > 0:
+            rows -= 1
+            cascade = cascades[-1]
+            row, edge = cascade.row, cascade.edge
+            run = table.run_of[row]
+            if run is None or run.identity != cascade.identity or table.state[row] == FREE:
+                cascades.pop()  # its dependents had gone before
                 continue
-            if state == READY:
-                ledger.not_ready(current)
-            elif state == GRANTED:
-                self.stop(current)
-            table.state[current] = FAILED
-            table.holder[current] = -1
-            ledger.failures[current] = failure
-            ledger.tell_wanting(current, failure)
-            for dependent in table.dependents(current):
-                # A dependent that was granted may have got the value already: only a cancel stops it.
-                if failure.kind == "cancelled" or table.state[dependent] != GRANTED:
-                    stack.append(dependent)
-            if holds_inputs or current != row:
-                self.leave_inputs(current)
-            self._settle(current)
+            if edge < 0:
+                cascades.pop()
+                table.walked.discard(row)
+                continue
+            cascade.edge = table.edge_next[edge]
+            dependent = table.dependent_of(edge)
+            # A dependent that was granted may have got the value already: only a cancel stops it.
+            if dependent >= 0 and (cascade.failure.kind == "cancelled" or table.state[dependent] != GRANTED):
+                self.fail(dependent, cascade.failure)
+        return rows
 
     def stop(self, row: int) -> None:
         """Order the worker of a granted row to end its run."""
@@ -281,22 +307,30 @@ class Lifecycle:
             worker.stopping[(attempt, row)] = worker.grants[attempt]
             ledger.send(worker.peer, messages.Stop([attempt, row]))
 
-    def requeue(self, row: int) -> None:
-        """The run of a granted row came to nothing, for no fault of its own: it will run again, if it is needed."""
+    def requeue(self, row: int, what: str, why: str) -> None:
+        """The run of a granted row came to nothing, and it will run again, if it is needed; what happened, and why."""
         table = self.ledger.table
+        self.ledger.note(row, what, why)
         run = self.ledger.run(row)
         table.holder[row] = -1
+        self.nesting.run_ended(row)
         if table.holds[row] == 0:
             self._give_up(row, run)
-        else:
-            self.start_row(row, run)
+            return
+        if run.calls_actor:
+            self.actors.came_back(row, run)
+        self.start_row(row, run)
 
-    def lost(self, row: int) -> None:
-        """The last replica of a finished row's value is gone."""
+    def lost(self, row: int, why: str) -> None:
+        """The last replica of a finished row's value is gone, and why."""
         ledger, table = self.ledger, self.ledger.table
         run = ledger.run(row)
         if run.offered and run.client.connected:
             return  # its client still has it, and pushes it again when somebody needs it
+        if run.makes_actor:
+            self.lose_actor(row, why)
+            return
+        ledger.note(row, "value lost", why)
         self._drop_contained(row)
         self._stop_pushing(row)
         table.state[row] = RELEASED
@@ -310,6 +344,16 @@ class Lifecycle:
         else:
             self.enter_recipes(row, run)
             self._unneeded.append(row)
+
+    def lose_actor(self, row: int, message: str, details: dict[str, Any] | None = None) -> None:
+        """The actor of a finished creation is no more: the creation fails after all, and what is to take it."""
+        ledger, table = self.ledger, self.ledger.table
+        details = {**self.actors.lost_details(row, message), **(details or {})}
+        ledger.tell_wanting(row, None)  # else it would go on looking for the value who has not got it
+        self._release_value(row)
+        self._dependents_wait_again(row)
+        table.state[row] = WAITING
+        self.fail(row, Failure("died", b"", details, row, ledger.run(row).identity, ledger.now), holds_inputs=False)
 
     def _dependents_wait_again(self, row: int) -> None:
         """A value that counted as there is not: dependents that have not been granted wait for one input more."""
@@ -340,7 +384,7 @@ class Lifecycle:
     @property
     def has_unneeded(self) -> bool:
         """Whether `drain` has something to do."""
-        return bool(self._unneeded)
+        return bool(self._unneeded or self._cascades)
 
     def drain(self, rows: int) -> None:
         """Release or forget what nobody needs, at most so many rows now: an ancestry may be a million long.
@@ -370,9 +414,10 @@ class Lifecycle:
                 self._give_up(row, run)
             elif state == GRANTED:
                 # Dropping a future stops nothing that runs: that is for cancels. But nobody hears of what a client that
-                # is gone had running, and it would keep its slot.
-                if not run.client.connected:
+                # is gone had running, or a task that has ended, and it would keep its slot.
+                if not run.client.connected or run.parent == ABANDONED:
                     self.stop(row)
+                    self.nesting.run_ended(row)
                     table.holder[row] = -1
                     self._give_up(row, run)
             elif table.heirs[row] == 0:
@@ -382,7 +427,10 @@ class Lifecycle:
 
     def _give_up(self, row: int, run: Run) -> None:
         """An unfinished row that nobody needs is not run."""
+        if run.calls_actor:
+            self.actors.call_left(row, run)
         self.ledger.table.state[row] = RELEASED
+        self.ledger.take_arguments(run, 1)
         self.enter_recipes(row, run)
         self.leave_inputs(row)
         self._unneeded.append(row)
@@ -421,6 +469,8 @@ class Lifecycle:
     def _release_value(self, row: int) -> None:
         """Order every holder to free the row's value."""
         ledger, table = self.ledger, self.ledger.table
+        if row in ledger.actors:
+            self.actors.end(row)
         attempt, nbytes = table.attempt[row], table.nbytes[row]
         for worker_index in table.holders(row):
             ledger.order_free(worker_index, attempt, row)
@@ -502,18 +552,24 @@ class Lifecycle:
             for source in table.inputs_of(row):
                 if table.drop_heir(source) == 0 and table.holds[source] == 0:
                     self._unneeded.append(source)
+        if ledger.suspects:
+            ledger.acquit(row)
         for facts in (ledger.failures, ledger.failed_runs, ledger.deaths, ledger.missed, ledger.pushing):
             if facts:
                 facts.pop(row, None)
         if row in ledger.locating:
             self.answer_locating(row)
+        if run.makes_actor:
+            self.actors.forget(row)
         if table.free(row):
             self._forget_run(run)
 
     def _forget_run(self, run: Run) -> None:
         if run.is_join:
             return
+        self.ledger.take_arguments(run, run.count)
         run.client.drop_run(run)
+        self.nesting.forget(run)
         self.forget_client(run.client)
         if run.function is not None:
             run.function.users -= 1
@@ -527,10 +583,10 @@ class Lifecycle:
 
     # ------------------------------------------------------------------ losing a worker's rows
 
-    def drop_replica(self, row: int, worker_index: int) -> None:
+    def drop_replica(self, row: int, worker_index: int, why: str) -> None:
         """One worker no longer has the row's value."""
         table = self.ledger.table
         if table.drop_holder(row, worker_index):
             self.ledger.count_out(worker_index, table.nbytes[row])
             if table.holder[row] < 0:
-                self.lost(row)
+                self.lost(row, why)

@@ -11,13 +11,25 @@ import math
 from typing import Any, NamedTuple
 
 from cluster.errors import ProtocolError
+from cluster.scheduler.administration import Administration
 from cluster.scheduler.client_desk import ClientDesk
+from cluster.scheduler.coordination import Coordination
+from cluster.scheduler.copies import Copies
+from cluster.scheduler.inquiries import Inquiries
 from cluster.scheduler.ledger import Close, Ledger, Send, Settings
 from cluster.scheduler.lifecycle import Lifecycle
+from cluster.scheduler.orders import Orders
+from cluster.scheduler.output import Output
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.questions import Questions
+from cluster.scheduler.recipes import Recipes
+from cluster.scheduler.reports import Reports
+from cluster.scheduler.scatters import Scatters
+from cluster.scheduler.unmet import Unmet
 from cluster.scheduler.wants import ROWS_PER_STEP, Wants
 from cluster.scheduler.worker_desk import WorkerDesk
+from cluster.scheduler.worker_losses import WorkerLosses
+from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
 
 __all__ = ["Close", "Congested", "Disconnected", "Received", "Scheduler", "Send", "Settings", "Tick"]
@@ -59,19 +71,37 @@ class Scheduler:
     def __init__(self, epoch: int, settings: Settings | None = None, process_id: int = 0) -> None:
         self.ledger = Ledger(epoch, settings or Settings())
         self.lifecycle = Lifecycle(self.ledger)
-        self.placement = Placement(self.ledger)
-        self.client_desk = ClientDesk(self.ledger, self.lifecycle, self.placement)
-        self.worker_desk = WorkerDesk(self.ledger, self.lifecycle, self.placement)
-        self.wants = Wants(self.ledger, self.lifecycle, self.client_desk.end)
+        self.placement = Placement(self.ledger, self.lifecycle.actors)
         self.questions = Questions(self.ledger, self.lifecycle, process_id)
+        self.scatters = Scatters(self.ledger, self.questions)
+        self.client_desk = ClientDesk(self.ledger, self.lifecycle, self.placement, self.scatters)
+        self.orders = Orders(self.ledger)
+        self.worker_desk = WorkerDesk(self.ledger, self.lifecycle, self.placement)
+        self.losses = WorkerLosses(self.ledger, self.lifecycle, self.placement, self.orders)
+        self.wants = Wants(self.ledger, self.lifecycle, self.client_desk.end)
+        self.administration = Administration(self.ledger, self.questions, self.orders, self.wants)
+        self.copies = Copies(self.ledger, self.placement, self.questions)
+        self.coordination = Coordination(self.ledger, self.lifecycle, self.questions)
+        self.client_desk.on_leave.append(self.coordination.client_left)
+        self.reports = Reports(self.ledger, self.questions, process_id)
+        self.unmet = Unmet(self.ledger, self.lifecycle)
+        self.inquiries = Inquiries(self.ledger, self.questions, self.orders)
+        Recipes(self.ledger, self.questions)
+        self.output = Output(self.ledger, self.orders, self.questions)
         self._watch_at = 0.0
 
     @property
     def next_wakeup(self) -> float:
         """When `Tick` is due; infinity when only events matter."""
-        if self.ledger.deferred or self.lifecycle.has_unneeded:
+        searching = self.copies.searching or self.inquiries.searching
+        waiting = self.wants.pending or self.lifecycle.has_unneeded or self.losses.pending or self.unmet.has_work
+        if waiting or searching or self.reports.has_work:
             return 0.0
-        return min(self._watch_at if self._watching else math.inf, self.placement.look_again_at)
+        return min(
+            self._watch_at if self._watching else math.inf,
+            self.placement.look_again_at,
+            self.coordination.look_again_at,
+        )
 
     @property
     def _watching(self) -> bool:
@@ -83,6 +113,8 @@ class Scheduler:
         Raises ProtocolError when a peer's message makes no sense; nothing but that peer is affected then.
         """
         closing: list[Effect] = []
+        self.ledger.now = self.ledger.events.now = now
+        rows = ROWS_PER_STEP
         try:
             if type(event) is Received:
                 close = self._receive(now, event.peer, event.message)
@@ -94,17 +126,35 @@ class Scheduler:
                 client = self.ledger.client_of_peer.get(event.peer)
                 if client is not None:
                     client.congested = event.congested
-            elif now >= self._watch_at:
-                self._watch(now, closing)
-            if self.ledger.deferred:
-                self.wants.work_deferred()
+            else:
+                self.coordination.look_again(now)
+                if now >= self._watch_at:
+                    self._watch(now, closing)
+                if self.reports.has_work:
+                    self.reports.work()
+            if self.losses.pending:
+                rows = self.losses.work(rows)
+            if self.wants.pending:
+                rows = self.wants.work_deferred(rows)
+            if self.copies.retiring:
+                self.copies.look_after_retiring()
+            if self.unmet.has_work:
+                self.unmet.work()
+            if self.inquiries.searching:
+                self.inquiries.search()
         finally:
+            if self.lifecycle.cascading:
+                self.lifecycle.cascade(rows)
             self.lifecycle.drain(ROWS_PER_STEP)
+            if self.scatters.pending:
+                self.scatters.look()
             self._place(now)
         effects: list[Effect] = [Send(peer, message) for peer, message in self.ledger.take_outbox()]
         return effects + closing if closing else effects
 
     def _place(self, now: float) -> None:
+        if self.lifecycle.actors.has_due:
+            self.lifecycle.actors.grant(now, self.placement.grant)
         if now >= self.placement.look_again_at:
             self.placement.look_again(now)
         else:
@@ -130,7 +180,14 @@ class Scheduler:
             self.client_desk.join(peer, message)
             return None
         if isinstance(message, messages.WorkerJoin):
-            return self.worker_desk.join(now, peer, message)
+            refusal = self.worker_desk.join(now, peer, message)
+            if refusal is None:
+                joined = self.ledger.worker_of_peer[peer]
+                self.administration.joined(joined)
+                self.unmet.worker_came(joined)
+            return refusal
+        if self.reports.receive(now, peer, message):
+            return None
         raise ProtocolError(f"{type(message).__name__} came before the peer said who it is")
 
     def _receive_from_worker(self, now: float, peer: int, message: Any) -> None:
@@ -149,10 +206,24 @@ class Scheduler:
                 desk.recalled(now, worker, message)
             case messages.Held():
                 desk.held(worker, message.values)
+                self.copies.held(worker, message.values)
+            case messages.FetchFailed():
+                self.copies.failed(worker, message)
             case messages.AgentHeartbeat():
-                worker.report = message.report
+                desk.reported(worker, message.report)
+            case messages.ActorEnded():
+                desk.actor_ended(worker, message)
             case messages.Draining():
                 desk.draining(worker)
+            case messages.Output():
+                self.output.wrote(worker, message)
+            case messages.Progress():
+                self.output.progressed(message)
+            case messages.Ordered():
+                self.orders.ordered(worker, message)
+            case messages.Suspended() | messages.Resumed() | messages.Room():
+                self.lifecycle.nesting.worker_says(worker, message)
+                self.placement.refresh(worker)
             case _:
                 raise ProtocolError(f"a worker sent {type(message).__name__}, which workers do not send")
 
@@ -173,7 +244,7 @@ class Scheduler:
             case messages.Await():
                 self.wants.await_(client, message.runs)
             case messages.Keep():
-                self.wants.keep(client, message.runs)
+                self.wants.defer("keep", client, message.runs)
             case messages.Cancel():
                 self.wants.defer("cancel", client, message.runs)
             case messages.Retry():
@@ -182,10 +253,19 @@ class Scheduler:
                 self.questions.locate(client, message)
             case messages.Pushed():
                 desk.pushed(client, message)
+            case messages.PushRefused():
+                desk.push_refused(client, message)
             case messages.Query():
                 self.questions.query(now, client, message)
+            case messages.ShowOutput():
+                self.output.show(client, message.shown)
             case messages.Leave():
+                self.ledger.events.note("client_left", client.name, "it closed its connection")
                 desk.leave(client)
+            case messages.LivesInSlot():
+                client.in_slot = True
+            case messages.HandOver():
+                self.lifecycle.nesting.hand_over(client, message)
             case messages.ClientJoin() | messages.Heartbeat():
                 pass
             case _:
@@ -196,21 +276,35 @@ class Scheduler:
     def _disconnected(self, now: float, peer: int) -> None:
         worker = self.ledger.worker_of_peer.get(peer)
         if worker is not None:
-            self.worker_desk.gone(worker)
+            self._worker_gone(worker)
         client = self.ledger.client_of_peer.pop(peer, None)
         if client is not None:
+            self.ledger.events.note("client_lost", client.name, "its connection ended without a farewell")
             self.client_desk.gone(now, client)
+            self.coordination.client_gone(now, client)
+        self.reports.disconnected(peer)
+
+    def _worker_gone(self, worker: WorkerRecord, reason: str = "its connection ended") -> None:
+        self.losses.gone(worker, reason)
+        self.copies.worker_gone(worker)
 
     def _watch(self, now: float, closing: list[Effect]) -> None:
         """Give up workers that are silent and clients that did not come back; try again what may work by now."""
         self._watch_at = now + WATCH_SECONDS
         settings = self.ledger.settings
-        for worker in list(self.ledger.workers.values()):
+        for worker in list(self.ledger.worker_of_peer.values()):
             silent = now - worker.last_seen
             if silent > settings.worker_timeout_seconds:
                 closing.append(Close(worker.peer, f"worker {worker.name} was silent for {silent:.1f} s"))
-                self.worker_desk.gone(worker)
+                self._worker_gone(worker, f"it was silent for {silent:.1f} s")
+            elif silent > settings.worker_timeout_seconds / 2 and worker.called_silent_at < worker.last_seen:
+                worker.called_silent_at = now
+                gives_up = f"it is given up after {settings.worker_timeout_seconds:g} s"
+                self.ledger.events.note("worker_silent", worker.name, f"silent for {silent:.1f} s; {gives_up}")
         for client in list(self.ledger.clients.values()):
             if now - client.gone_at > settings.client_grace_seconds:
+                self.ledger.events.note("client_given_up", client.name, "it did not come back; its tasks are released")
                 self.client_desk.leave(client)
         self.client_desk.retry_pushes()
+        self.unmet.watch(now)
+        self.inquiries.watch(now)

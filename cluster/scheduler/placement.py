@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import math
 from array import array
+from itertools import islice
 from typing import Any
 
-from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane
+from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, moving_pays
+from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
 from cluster.scheduler.workers import GrantRecord, WorkerRecord
 from cluster.wire import messages
@@ -30,35 +33,34 @@ BYTES_PER_GRANT = 1 << 20
 WORTH_SHARING_SECONDS = 0.001  # less work than this is not divided among workers: granting it would cost as much
 INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
-MOVE_FREELY_BYTES = 1 << 20
-BANDWIDTH_BYTES_PER_SECOND = 1e9
 ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
+HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
 
 class Placement:
     """Grants ready rows to workers, and recalls what was granted to a worker that got stuck."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, actors: ActorDesk) -> None:
         self.ledger = ledger
+        self.actors = actors
         self.idle: dict[int, WorkerRecord] = {}  # with a free slot, longest idle first
         self.roomy: dict[int, WorkerRecord] = {}  # all slots taken, less than half the lead granted
         self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
         self.look_again_at = math.inf
         self._recalls = 0
         self._now = 0.0  # of the latest placing
-        self._search = 0  # how many rows of a stretch are looked at for one that may move
 
     # ------------------------------------------------------------------ workers' room
 
     def refresh(self, worker: WorkerRecord) -> None:
         """The worker's outstanding work changed: list it where its room says."""
         index = worker.index
-        if worker.outstanding > worker.slots and index in self.ledger.workers:
+        if worker.outstanding > worker.slots and not worker.lost:
             self.surplus[index] = worker
         else:
             self.surplus.pop(index, None)
-        if worker.draining or index not in self.ledger.workers:
+        if worker.draining:
             self.idle.pop(index, None)
             self.roomy.pop(index, None)
         elif worker.outstanding < worker.slots:
@@ -73,60 +75,95 @@ class Placement:
                 self.roomy.pop(index, None)
 
     def _lead_left(self, worker: WorkerRecord) -> float:
-        if self._now < worker.lead_after:
+        if self._now < worker.lead_after or worker.room < worker.slots:
             return 0.0
         return self.ledger.settings.lead_seconds * worker.slots - worker.outstanding_lead
 
     # ------------------------------------------------------------------ granting
 
-    def place(self, now: float) -> None:
-        """Grant what can be granted: free slots first, then the lead."""
+    def place(self, now: float, search: int = 0) -> None:
+        """Grant what can be granted: free slots first, then the lead.
+
+        `search`: how many rows of another worker's stretch are looked at for one that may move.
+        """
         ledger = self.ledger
         self._now = now
         if ledger.ready_rows:
             # Who holds the inputs comes first, but a free slot comes before a place in a line.
-            self._serve_preferred(self.idle, now)
-            self._serve(self.idle, now)
-            self._serve_preferred(self.roomy, now)
-            self._serve(self.roomy, now)
+            self._serve_preferred(self.idle, now, search)
+            self._serve(self.idle, now, search)
+            self._serve_preferred(self.roomy, now, search)
+            self._serve(self.roomy, now, search)
         ledger.preferred.clear()
         self._plan_next_look(now)
 
-    def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float) -> None:
+    def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         for index in self.ledger.preferred:
             worker = workers.get(index)
             if worker is not None and self.ledger.ready_rows:
-                self._grant_next(worker, now)
+                self._grant_next(worker, now, search)
 
-    def _serve(self, workers: dict[int, WorkerRecord], now: float) -> None:
+    def _serve(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         served_nothing = []
         while workers and self.ledger.ready_rows:
             index, worker = next(iter(workers.items()))
             del workers[index]
-            if not self._grant_next(worker, now):
+            if not self._grant_next(worker, now, search):
                 served_nothing.append(worker)
         for worker in served_nothing:
             workers[worker.index] = worker
 
-    def _grant_next(self, worker: WorkerRecord, now: float) -> bool:
+    def _grant_next(self, worker: WorkerRecord, now: float, search: int) -> bool:
         """One grant to a worker, from the client whose turn it is; False when nothing may run there now."""
 
         def limit(run: Run) -> int:
-            return self._limit(run, worker)
+            return self._limit(run, worker, worker.free_slots)
 
+        if worker.hungry and self._grant_child(worker, now):
+            return True
         table = self.ledger.table
-        for client, lane in self._lanes_by_turn(worker, now):
-            taken = lane.take(worker.index, limit, table.state, self._may_move, self._search)
+        for lane in self._lanes_by_turn(worker, now):
+            suspects = lane if isinstance(lane, SuspectLane) else None
+            if suspects is not None and not self._takes_suspect(worker, suspects):
+                continue
+            allowed = limit if suspects is None else _one
+            taken = lane.take(worker.index, allowed, table.state, self._may_move, search)
             if taken is not None:
                 run, spans = taken
-                count = sum(stop - start for start, stop in spans)
-                client.ready_rows -= count
-                self.ledger.ready_rows -= count
-                self._grant(worker, run, spans, now)
+                grant = self._grant(worker, run, spans, now)
+                grant.charged = suspects is not None and suspects.charged
                 return True
         return False
 
-    def _lanes_by_turn(self, worker: WorkerRecord, now: float) -> list[tuple[ClientRecord, Lane]]:
+    def _grant_child(self, worker: WorkerRecord, now: float) -> bool:
+        """Grant children of a task that waits at the worker: they run in its own slot, so nobody else comes first."""
+        table, parents = self.ledger.table, self.ledger.parents
+        for row in list(reversed(worker.hungry))[:HUNGRY_LOOKED_AT]:
+            parent = parents[row]
+            for identity, run in list(islice(parent.ready.items(), HUNGRY_LOOKED_AT)):
+                if run.bucket is None or not run.bucket.size:
+                    del parent.ready[identity]
+                    continue
+                lane = run.lane
+                assert lane is not None
+                limit = self._limit(run, worker, worker.slots - worker.outstanding)
+                if limit > 0 and worker.permits(lane.restriction):
+                    spans = run.bucket.take(worker.index, limit, table.state, self._may_move, 0)
+                    if spans:
+                        lane.size -= sum(stop - start for start, stop in spans)
+                        self._grant(worker, run, spans, now)
+                        return True
+            if not parent.ready:
+                del worker.hungry[row]
+        return False
+
+    def _takes_suspect(self, worker: WorkerRecord, lane: SuspectLane) -> bool:
+        """Whether a suspect would start there at once, and, once charged, be the only such one there."""
+        if not worker.free_slots or worker.room_for(lane.restriction) == 0:
+            return False
+        return not (lane.charged and any(grant.charged for grant in worker.grants.values()))
+
+    def _lanes_by_turn(self, worker: WorkerRecord, now: float) -> list[Lane]:
         """The lanes that a worker may take from: least served client first, then priority, depth and age."""
         found = []
         for client in self.ledger.clients.values():
@@ -138,12 +175,11 @@ class Placement:
         if len(found) > 1:
             used = {client.identity: client.used_seconds(now) for client, _, _ in found}
             found.sort(key=lambda item: (used[item[0].identity], item[2]))
-        return [(client, lane) for client, lane, _ in found]
+        return [lane for _, lane, _ in found]
 
-    def _limit(self, run: Run, worker: WorkerRecord) -> int:
-        """How many tasks of a run the worker may be granted now."""
+    def _limit(self, run: Run, worker: WorkerRecord, limit: int) -> int:
+        """How many tasks of a run the worker may be granted now; `limit`: if none may be granted ahead."""
         assert run.lane is not None and run.function is not None
-        limit = worker.free_slots
         share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
         median = run.function.median_seconds
         if median is not None:
@@ -153,6 +189,8 @@ class Placement:
         room = worker.room_for(run.lane.restriction)
         if room is not None:
             limit = min(limit, room)
+        if run.makes_actor:
+            limit = min(limit, 1)
         # Tasks with inputs or dependents are finished one by one, and a report should not hold the loop up.
         plain = run.dependency_starts is None and not run.has_dependents
         limit = min(limit, share, TASKS_PER_GRANT if plain else LINKED_TASKS_PER_GRANT)
@@ -166,24 +204,18 @@ class Placement:
         lane = self.ledger.run(row).lane
         if holder is None or holder.draining or (lane is not None and not holder.permits(lane.restriction)):
             return True
-        table = self.ledger.table
-        nbytes = 0
-        for source in table.inputs_of(row):
-            if thief not in table.holders(source):
-                nbytes += table.nbytes[source]
-        if nbytes <= MOVE_FREELY_BYTES:
-            return True
-        return nbytes / BANDWIDTH_BYTES_PER_SECOND < self._expected_wait(holder)
+        nbytes = bytes_to_move(self.ledger.table, row, thief)
+        return moving_pays(nbytes, expected_wait_seconds(holder, self._now))
 
-    def _expected_wait(self, worker: WorkerRecord) -> float:
-        """How long a slot of a worker is expected to be taken: by measure, and at least as long again as until now."""
-        oldest = next(iter(worker.grants.values()), None)
-        if oldest is None:
-            return 0.0
-        taken_for = self._now - max(worker.last_progress, oldest.granted_at)
-        return max(worker.outstanding_seconds / worker.slots, taken_for)
+    def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> GrantRecord:
+        """Grant rows that were ready."""
+        count = sum(stop - start for start, stop in spans)
+        run.client.ready_rows -= count
+        self.ledger.ready_rows -= count
+        return self.grant(worker, run, spans, now)
 
-    def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> None:
+    def grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> GrantRecord:
+        """Grant rows of a run to a worker, whether they were ready or not."""
         ledger, table = self.ledger, self.ledger.table
         function = run.function
         assert function is not None
@@ -195,14 +227,18 @@ class Placement:
             table.holder[start:stop] = array("i", (worker.index,)) * count
         lead = ledger.settings.lead_seconds
         seconds = function.median_seconds if function.median_seconds is not None else lead
+        if run.makes_actor or run.calls_actor:
+            seconds = 0.0  # it takes no slot time
         grant = GrantRecord(run, spans, seconds, min(seconds, lead), now)
         worker.add_grant(attempt, grant)
         run.client.granted_seconds += grant.left * seconds
+        ledger.take_arguments(run, grant.left)
         if function.identity not in worker.functions:
             worker.functions.add(function.identity)
             ledger.send(worker.peer, messages.DefineFunction(function.identity, function.name, function.blob))
         ledger.send(worker.peer, self._grant_message(worker, run, spans, attempt))
         self.refresh(worker)
+        return grant
 
     def _grant_message(
         self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], attempt: int
@@ -215,7 +251,13 @@ class Placement:
         values: list[Any] = []
         if run.dependency_starts is not None:
             input_starts, inputs, values = self._inputs_of(run, spans, worker)
-        timeout = run.options.get("timeout_seconds")
+        options: dict[str, Any] = {}
+        if "timeout_seconds" in run.options:
+            options["timeout_seconds"] = run.options["timeout_seconds"]
+        if run.parent >= 0:
+            options["parent"] = [self.ledger.table.attempt[run.parent], run.parent]
+        if run.makes_actor or run.calls_actor:
+            options.update(self.actors.grant_options(run, spans[0][0]))
         assert run.function is not None
         return messages.Grant(
             attempt,
@@ -229,8 +271,21 @@ class Placement:
             inputs,
             values,
             INLINE_AWAITED_BYTES if run.awaited else INLINE_ALWAYS_BYTES,
-            {} if timeout is None else {"timeout_seconds": timeout},
+            options,
+            self._origin_of(run, spans),
         )
+
+    def _origin_of(self, run: Run, spans: list[tuple[int, int]]) -> list[Any]:
+        ledger = self.ledger
+        before: list[int] = []
+        if ledger.deaths or ledger.failed_runs:
+            for start, stop in spans:
+                rows = range(start, stop)
+                for row in sorted((ledger.deaths.keys() & rows) | (ledger.failed_runs.keys() & rows)):
+                    before += (row, ledger.deaths.get(row, 0) + ledger.failed_runs.get(row, 0))
+        key = run.options.get("key") or ""
+        shift = run.first_number - run.start
+        return [run.client.identity, run.batch, shift, key, before, run.client.shows_output]
 
     def _inputs_of(
         self, run: Run, spans: list[tuple[int, int]], worker: WorkerRecord
@@ -289,12 +344,17 @@ class Placement:
 
     # ------------------------------------------------------------------ taking back
 
+    def recall_all(self, worker: WorkerRecord) -> None:
+        """Take back whatever a worker was granted and has not begun."""
+        if worker.outstanding:
+            self._recalls += 1
+            worker.recall_pending = True
+            self.ledger.send(worker.peer, messages.Recall(self._recalls, worker.outstanding))
+
     def look_again(self, now: float) -> None:
         """Recall from stuck workers for idle ones, and see whether time alone made something startable."""
         self.look_again_at = math.inf
-        self._search = ROWS_SEARCHED
-        self.place(now)
-        self._search = 0
+        self.place(now, ROWS_SEARCHED)
         idle = [worker for worker in self.idle.values() if worker.free_slots]
         if not idle:
             return
@@ -305,8 +365,8 @@ class Placement:
                 break
             if worker.recall_pending or now < worker.recall_after:
                 continue
-            oldest = next(iter(worker.grants.values()))
-            if now - oldest.granted_at < LOOK_AGAIN_SECONDS * 0.99:
+            oldest = worker.oldest_grant
+            if oldest is None or now - oldest.granted_at < LOOK_AGAIN_SECONDS * 0.99:
                 continue
             if not any(other is not worker for other in idle):
                 continue
@@ -322,6 +382,10 @@ class Placement:
             return
         if self.ledger.ready_rows or self.surplus:
             self.look_again_at = now + LOOK_AGAIN_SECONDS
+
+
+def _one(run: Run) -> int:
+    return 1
 
 
 def _arguments_of(run: Run, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]:

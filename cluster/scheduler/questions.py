@@ -1,8 +1,9 @@
-"""What clients ask: where values are, and how the cluster stands."""
+"""What clients ask: where values are, how the cluster stands, and whatever other parts register an answer for."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Ledger
@@ -11,6 +12,9 @@ from cluster.scheduler.table import FAILED, FINISHED, RELEASED
 from cluster.wire import messages
 
 __all__ = ["Questions"]
+
+Answerer: TypeAlias = Callable[[float, ClientRecord, int, Any], None]
+"""Called with the time, the client, the request's number and the query's detail."""
 
 
 class LocationRequest:
@@ -39,6 +43,11 @@ class Questions:
         self.ledger = ledger
         self.lifecycle = lifecycle
         self._process_id = process_id
+        self._answerers: dict[str, Answerer] = {
+            "ping": self._ping,
+            "who_has": self._who_has,
+            "scheduler_info": self._scheduler_info,
+        }
 
     def locate(self, client: ClientRecord, message: messages.Locate) -> None:
         """Where values are; the answer waits for values that are still being made."""
@@ -73,42 +82,58 @@ class Questions:
         if request.client.connected:
             ledger.send(request.client.peer, messages.Located(request.request, entries))
 
+    def register(self, what: str, answer: Answerer) -> None:
+        """Have queries of this name answered by that; it may call `answer` later."""
+        self._answerers[what] = answer
+
     def query(self, now: float, client: ClientRecord, message: messages.Query) -> None:
-        """A snapshot for people."""
-        ledger = self.ledger
-        error = ""
-        result: Any = None
-        if message.what == "ping":
-            pass
-        elif message.what == "scheduler_info":
-            result = {
-                "process_id": self._process_id,
-                "epoch": ledger.epoch,
-                "tasks": ledger.table.rows_used,
-                "clients": sum(known.connected for known in ledger.clients.values()),
-                "workers": {
-                    worker.address: {
-                        "name": worker.name,
-                        "slots": worker.slots,
-                        "memory_limit_bytes": worker.memory_limit_bytes,
-                        "resources": worker.resources,
-                        "process_id": worker.process_id,
-                        "granted": worker.outstanding,
-                        "held_values": worker.held_values,
-                        "held_bytes": worker.held_bytes,
-                        "draining": worker.draining,
-                        "last_seen_seconds": now - worker.last_seen,
-                        "report": worker.report,
-                    }
-                    for worker in ledger.workers.values()
-                },
-            }
-        elif message.what == "who_has":
-            result = []
-            for number in message.detail:
-                row = client.row(int(number))
-                holders = [] if row < 0 or not ledger.has_value(row) else ledger.table.holders(row)
-                result.append([ledger.workers[index].address for index in holders])
+        """Answer a query, or have the part answer that knows."""
+        answerer = self._answerers.get(message.what)
+        if answerer is None:
+            self.answer(client, message.request, error=f"the scheduler does not know the query {message.what!r}")
         else:
-            error = f"the scheduler does not know the query {message.what!r}"
-        ledger.send(client.peer, messages.Answer(message.request, error, result))
+            answerer(now, client, message.request, message.detail)
+
+    def answer(self, client: ClientRecord, request: int, result: Any = None, error: str = "") -> None:
+        """Answer a query of a client, if it is still there."""
+        if client.connected:
+            self.ledger.send(client.peer, messages.Answer(request, error, result))
+
+    def _ping(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
+        self.answer(client, request)
+
+    def _who_has(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
+        ledger = self.ledger
+        found = []
+        for number in detail:
+            row = client.row(int(number))
+            holders = [] if row < 0 or not ledger.has_value(row) else ledger.table.holders(row)
+            found.append([ledger.workers[index].address for index in holders])
+        self.answer(client, request, found)
+
+    def _scheduler_info(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
+        ledger = self.ledger
+        result = {
+            "process_id": self._process_id,
+            "epoch": ledger.epoch,
+            "versions": ledger.settings.versions,
+            "tasks": ledger.table.rows_used,
+            "clients": sum(known.connected and not known.in_slot for known in ledger.clients.values()),
+            "workers": {
+                worker.address: {
+                    "name": worker.name,
+                    "slots": worker.slots,
+                    "memory_limit_bytes": worker.memory_limit_bytes,
+                    "resources": worker.resources,
+                    "process_id": worker.process_id,
+                    "granted": worker.outstanding,
+                    "held_values": worker.held_values,
+                    "held_bytes": worker.held_bytes,
+                    "draining": worker.draining,
+                    "last_seen_seconds": now - worker.last_seen,
+                    "report": worker.report,
+                }
+                for worker in ledger.workers.values()
+            },
+        }
+        self.answer(client, request, result)

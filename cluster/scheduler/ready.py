@@ -12,6 +12,7 @@ skipped when its turn comes, because its state says that it is not ready.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = ["ANYWHERE", "NOBODY", "Bucket", "Lane", "Restriction"]
 NOBODY = -1
 VICTIMS_LOOKED_AT = 8
 BLOCKED_BUCKETS_LOOKED_AT = 32
+SPANS_LOOKED_AT = 10_000
 
 Span = tuple[int, int]
 
@@ -69,6 +71,18 @@ class Bucket:
             self._lengths[owner] += stop - start
         self.size += stop - start
 
+    def owner_of(self, row: int) -> int:
+        """Whose stretch a row stands in; NOBODY's too if that is not seen in as many spans as are worth a look."""
+        looked_at = 0
+        for owner, spans in self.spans.items():
+            for start, stop in spans:
+                looked_at += 1
+                if start <= row < stop:
+                    return owner
+                if looked_at > SPANS_LOOKED_AT:
+                    return NOBODY
+        return NOBODY
+
     def take(
         self, worker: int, limit: int, state: bytearray, may_move: Callable[[int, int, int], bool], search: int
     ) -> list[Span]:
@@ -104,6 +118,15 @@ class Bucket:
         if self.size == 0:
             self._clear()
         return taken
+
+    def forget(self, row: int) -> None:
+        """Take a row that is not ready out of every stretch that still lists it."""
+        for owner in [owner for owner, spans in self.spans.items() if any(row in range(*span) for span in spans)]:
+            kept: deque[list[int]] = deque()
+            for start, stop in self.spans[owner]:
+                cut = ([start, row], [row + 1, stop]) if start <= row < stop else ([start, stop],)
+                kept.extend(piece for piece in cut if piece[0] < piece[1])
+            self._keep(owner, kept)
 
     def _shorten(self, owner: int, spans: deque[list[int]], start: int, stop: int) -> None:
         self._lengths[owner] -= stop - start
@@ -207,11 +230,12 @@ class Bucket:
 class Lane:
     """One client's ready rows under one restriction."""
 
-    __slots__ = ("heap", "restriction", "size")
+    __slots__ = ("heap", "restriction", "size", "unmet_since")
 
     def __init__(self, restriction: Restriction) -> None:
         self.restriction = restriction
         self.size = 0
+        self.unmet_since = math.inf  # since when no connected worker can meet the restriction of what is ready
         self.heap: list[tuple[int, int, int, Bucket]] = []
 
     def add(self, run: Run, owner: int, start: int, stop: int) -> None:
@@ -224,6 +248,10 @@ class Lane:
         if not bucket.listed:
             bucket.listed = True
             heappush(self.heap, (-run.priority, -run.depth, run.identity, bucket))
+
+    def bucket_of(self, run: Run) -> Bucket | None:
+        """Where the run's rows are listed."""
+        return run.bucket
 
     def drop(self, run: Run) -> None:
         """A row of the run is no longer ready."""

@@ -13,7 +13,8 @@ options. What is equal for all its rows is kept once, in the `Run`; what differs
 ``run_of``            the row's Run (a reference, so no second index is needed)
 ``waiting``           how many of its inputs have no value yet
 ``holds``             how many reasons there are to keep (or to make) its value: wants of clients, unfinished
-                      tasks that take it as input, values that contain a future of it, a keep
+                      tasks that take it as input, values that contain a future of it (another task's, or what
+                      lies in a queue, a variable or a published dataset), a keep
 ``heirs``             how many rows, finished or not, would need this row to be computed again
 ``holder``            index of the worker that holds its value, or -1; further replicas are in ``replicas``
 ``nbytes``            size of its value
@@ -70,6 +71,9 @@ DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it 
 NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
 STALE_EDGES_BEFORE_REBUILD = 32
 
+NO_PARENT = -1  # of a run: no task submitted it
+ABANDONED = -2  # … the task that submitted it has ended
+
 
 class Run:
     """Consecutive rows with one function and one set of options."""
@@ -80,6 +84,7 @@ class Run:
         "batch",
         "blob",
         "bucket",
+        "calls_actor",
         "client",
         "count",
         "dependencies",
@@ -93,17 +98,22 @@ class Run:
         "label",
         "lane",
         "live",
+        "makes_actor",
         "offered",
         "offsets",
         "options",
+        "parent",
         "priority",
         "start",
+        "submitted_at",
+        "taken",
     )
 
     def __init__(self, identity: int, start: int, count: int, client: ClientRecord, first_number: int) -> None:
         self.identity = identity
         self.start = start
         self.count = count
+        self.submitted_at = 0.0
         self.client = client
         self.first_number = first_number
         self.batch = -1
@@ -123,7 +133,16 @@ class Run:
         self.offered = False  # values that the client made; there is nothing to run
         self.awaited = False
         self.has_dependents = False
+        self.taken = 0  # rows whose arguments were granted, or are not needed; one granted twice may count twice
+        self.parent = NO_PARENT  # the row of the running task that submitted it
+        self.makes_actor = False  # creations of actors
+        self.calls_actor = False  # calls of actors' methods; the last input of each is the actor's creation
         self.is_join = False  # stands for the inputs that all tasks of another run share; nothing to run either
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of the rows that are counted as taken, each counted as the average one."""
+        return len(self.blob) * self.taken // self.count
 
     def argument_bytes(self, row: int) -> int:
         """Bytes of the row's packed arguments."""
@@ -153,6 +172,7 @@ class Table:
         self.edge_next: array[int] = array("q")
         self.free_edge = -1
         self.stale_edges: dict[int, int] = {}
+        self.walked: set[int] = set()  # rows whose edges somebody is in the middle of: they are not rebuilt
         self.replicas: dict[int, list[int]] = {}
         self.runs_made = 0
         self.rows_used = 0
@@ -193,6 +213,7 @@ class Table:
         run = self.run_of[row]
         assert run is not None
         self.state[row] = FREE
+        self.walked.discard(row)
         edge = self.first_edge[row]
         if edge >= 0:
             self._free_edges(edge)
@@ -263,6 +284,13 @@ class Table:
         self._free_start[start + count] = start
         self._free_by_class[count.bit_length() - 1].append(start)
 
+    def span_at(self, row: int) -> tuple[Run | None, int]:
+        """The run that a row is in and the row after it; for a free row None and where to look next."""
+        run = self.run_of[row]
+        if run is not None:
+            return run, run.start + run.count
+        return None, row + self._free_count.get(row, 1)
+
     # ------------------------------------------------------------------ edges
 
     def inputs_of(self, row: int) -> array[int]:
@@ -308,12 +336,19 @@ class Table:
                 yield dependent
             edge = edge_next[edge]
 
+    def dependent_of(self, edge: int) -> int:
+        """The row that an edge leads to; -1 when that has been freed."""
+        dependent = self.edge_row[edge]
+        run = self.run_of[dependent]
+        stale = run is None or run.identity != self.edge_run[edge] or self.state[dependent] == FREE
+        return -1 if stale else dependent
+
     def drop_heir(self, source: int) -> int:
         """A dependent of `source` is gone: how many remain. Its edge stays until stale edges prevail."""
         remaining = self.heirs[source] - 1
         self.heirs[source] = remaining
         stale = self.stale_edges.get(source, 0) + 1
-        if stale > STALE_EDGES_BEFORE_REBUILD and stale > remaining:
+        if stale > STALE_EDGES_BEFORE_REBUILD and stale > remaining and source not in self.walked:
             self.stale_edges.pop(source, None)
             self._rebuild_edges(source)
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Failure, Ledger
@@ -10,6 +11,7 @@ from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
+    FREE,
     GRANTED,
     KEPT,
     OWNER_WANTS,
@@ -21,6 +23,7 @@ from cluster.scheduler.table import (
 __all__ = ["Wants"]
 
 ROWS_PER_STEP = 1024  # rows released or cancelled in one step of the loop: below 5 ms
+UNFINISHED = (WAITING, READY, GRANTED)
 
 
 class Wants:
@@ -30,17 +33,34 @@ class Wants:
         self.ledger = ledger
         self.lifecycle = lifecycle
         self._end = end
+        self._cancelling: Iterator[int] | None = None
 
     def defer(self, what: str, client: ClientRecord, runs: list[int]) -> None:
-        """Note a release, a cancel or a retry, to be done in order, in steps that do not hold the loop up."""
+        """Note a release, a keep, a cancel or a retry, to be done in order, in steps that do not hold the loop up."""
         for position in range(0, len(runs), 2):
             self.ledger.deferred.append((what, client, runs[position], runs[position + 1]))
 
-    def work_deferred(self) -> None:
-        """Do a step of what was noted."""
-        deferred = self.ledger.deferred
-        budget = ROWS_PER_STEP
-        while deferred and budget > 0:
+    @property
+    def pending(self) -> bool:
+        """Whether `work_deferred` has something to do."""
+        return bool(self.ledger.deferred) or self._cancelling is not None
+
+    def work_deferred(self, budget: int) -> int:
+        """Do a step of what was noted, about so many rows; how many of them are left.
+
+        Each thing begins when what the one before it drags along has ended.
+        """
+        deferred, lifecycle = self.ledger.deferred, self.lifecycle
+        budget = lifecycle.cascade(budget)
+        while budget > 0 and not lifecycle.cascading:
+            if self._cancelling is not None:
+                done = next(self._cancelling, 0)
+                if not done:
+                    self._cancelling = None
+                budget = lifecycle.cascade(budget - done)
+                continue
+            if not deferred:
+                break
             what, client, first, count = deferred[0]
             if what == "end":
                 deferred.popleft()
@@ -51,13 +71,18 @@ class Wants:
                 deferred.popleft()
             else:
                 deferred[0] = (what, client, first + step, count - step)
-            budget -= step
             if what == "release":
                 self._release(client, first, step)
             elif what == "cancel":
-                self.cancel(client, [first, step])
+                self._cancel(client, first, step)
+            elif what == "keep":
+                self._keep(client, first, step)
+            elif what == "abandon":
+                self.lifecycle.nesting.abandon(client, first, step)
             else:
                 self.retry(client, [first, step])
+            budget = lifecycle.cascade(budget - step)
+        return budget
 
     def _release(self, client: ClientRecord, first: int, count: int) -> None:
         table, lifecycle = self.ledger.table, self.lifecycle
@@ -89,56 +114,83 @@ class Wants:
             for _, row, _ in client.rows(runs[position], runs[position + 1]):
                 self.ledger.run(row).awaited = True
 
-    def keep(self, client: ClientRecord, runs: list[int]) -> None:
+    def _keep(self, client: ClientRecord, first: int, count: int) -> None:
         """Run these to the end whoever wants them."""
         table = self.ledger.table
-        for position in range(0, len(runs), 2):
-            for _, row, length in client.rows(runs[position], runs[position + 1]):
-                for current in range(row, row + length):
-                    if table.state[current] in (WAITING, READY, GRANTED) and not table.flags[current] & KEPT:
-                        table.flags[current] |= KEPT
-                        table.holds[current] += 1
+        for _, row, length in client.rows(first, count):
+            for current in range(row, row + length):
+                if table.state[current] in UNFINISHED and not table.flags[current] & KEPT:
+                    table.flags[current] |= KEPT
+                    table.holds[current] += 1
 
-    def cancel(self, client: ClientRecord, runs: list[int]) -> None:
+    def _cancel(self, client: ClientRecord, first: int, count: int) -> None:
         """Stop tasks and all that depends on them, except what another client wants and what that needs."""
-        ledger, table = self.ledger, self.ledger.table
-        affected: dict[int, None] = {}
-        stack: list[int] = []
-        for position in range(0, len(runs), 2):
-            for _, row, length in client.rows(runs[position], runs[position + 1]):
-                stack.extend(range(row, row + length))
-        while stack:
-            row = stack.pop()
-            if row not in affected and table.state[row] in (WAITING, READY, GRANTED):
-                affected[row] = None
-                stack.extend(table.dependents(row))
-        spared = self._wanted_elsewhere(client, affected)
-        for row in affected:
-            details = {"type": "CancelledError", "message": f"{ledger.key(row)} was cancelled", "key": ledger.key(row)}
-            failure = Failure("cancelled", b"", details, row, ledger.run(row).identity)
-            if row not in spared:
-                if table.state[row] in (WAITING, READY, GRANTED):
-                    self.lifecycle.fail(row, failure)
-            elif ledger.run(row).client is client and table.flags[row] & OWNER_WANTS:
-                table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
-                ledger.tell_failed(client, ledger.number(row), failure)
-                self.lifecycle.unhold(row)
+        rows = [row + step for _, row, length in client.rows(first, count) for step in range(length)]
+        if len(self.ledger.clients) > 1:
+            self._cancelling = self._cancel_sparing(client, rows)
+            return
+        for row in rows:
+            self.lifecycle.fail(row, self._cancelled(row))
 
-    def _wanted_elsewhere(self, client: ClientRecord, affected: dict[int, None]) -> set[int]:
-        """Of the affected rows, those that another client wants, and those that these need."""
+    def _cancelled(self, row: int) -> Failure:
+        key = self.ledger.key(row)
+        details = {"type": "CancelledError", "message": f"{key} was cancelled", "key": key}
+        return Failure("cancelled", b"", details, row, self.ledger.run(row).identity, self.ledger.now)
+
+    def _cancel_sparing(self, client: ClientRecord, rows: list[int]) -> Iterator[int]:
+        """Cancel where other clients may want what depends on it; yields how many rows were looked at.
+
+        Between two steps rows may end, and be used for other tasks: a row counts as long as its run is the same.
+        """
         ledger, table = self.ledger, self.ledger.table
-        spared: set[int] = set()
-        for row in affected:
-            others = any(other is not client for other, _ in ledger.aliases_of.get(row, ()))
-            if others or (ledger.run(row).client is not client and table.flags[row] & OWNER_WANTS):
-                spared.add(row)
-        stack = list(spared)
+        affected: dict[int, int] = {}  # row -> its run's identity
+        stack = [(row, ledger.run(row).identity) for row in rows if table.state[row] != FREE]
         while stack:
-            for source in table.inputs_of(stack.pop()):
+            row, identity = stack.pop()
+            if row not in affected and self._is_unfinished(row, identity):
+                affected[row] = identity
+                before = len(stack)
+                stack.extend((dependent, ledger.run(dependent).identity) for dependent in table.dependents(row))
+                yield 1 + len(stack) - before
+        spared: dict[int, None] = {}
+        for row, identity in affected.items():
+            if self._is_unfinished(row, identity) and self._wanted_elsewhere(client, row):
+                spared[row] = None
+            yield 1
+        needed = list(spared)
+        while needed:
+            row = needed.pop()
+            sources = table.inputs_of(row) if self._is_unfinished(row, affected[row]) else ()
+            for source in sources:
                 if source in affected and source not in spared:
-                    spared.add(source)
-                    stack.append(source)
-        return spared
+                    spared[source] = None
+                    needed.append(source)
+            yield 1 + len(sources)
+        for row, identity in affected.items():
+            if self._is_unfinished(row, identity):
+                self._cancel_row(client, row, row in spared)
+            yield 1
+
+    def _is_unfinished(self, row: int, identity: int) -> bool:
+        table = self.ledger.table
+        run = table.run_of[row]
+        return run is not None and run.identity == identity and table.state[row] in UNFINISHED
+
+    def _cancel_row(self, client: ClientRecord, row: int, spared: bool) -> None:
+        ledger, table = self.ledger, self.ledger.table
+        if not spared:
+            self.lifecycle.fail(row, self._cancelled(row))
+        elif ledger.run(row).client is client and table.flags[row] & OWNER_WANTS:
+            table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
+            ledger.tell_failed(client, ledger.number(row), self._cancelled(row))
+            self.lifecycle.unhold(row)
+
+    def _wanted_elsewhere(self, client: ClientRecord, row: int) -> bool:
+        """Whether another client wants the row."""
+        ledger = self.ledger
+        if any(other is not client for other, _ in ledger.aliases_of.get(row, ())):
+            return True
+        return ledger.run(row).client is not client and bool(ledger.table.flags[row] & OWNER_WANTS)
 
     def retry(self, client: ClientRecord, runs: list[int]) -> None:
         """Run failed tasks again: those named, the ones whose failure they share, and all that failed with them."""
@@ -159,9 +211,14 @@ class Wants:
                 revived[row] = None
                 stack.extend(table.dependents(row))
         for row in revived:
-            del ledger.failures[row]
+            failure = ledger.failures.pop(row)
+            ledger.note(row, "retried", f"it had failed ({failure.kind}): {failure.details.get('message', '')}")
+            lane = ledger.run(row).lane
+            if failure.kind == "unrunnable" and lane is not None:
+                lane.unmet_since = math.inf  # a retry waits as long again
             for facts in (ledger.failed_runs, ledger.deaths, ledger.missed):
                 facts.pop(row, None)
+            ledger.acquit(row)
             table.state[row] = RELEASED
             ledger.tell_wanting(row, None)
             self.lifecycle.enter_recipes(row, ledger.run(row))

@@ -17,6 +17,8 @@ __all__ = ["WorkerDesk"]
 
 LEAD_WITHHELD_SECONDS = 0.1
 DEATHS_ALLOWED = 3  # slots that a task may kill before it fails; as in Dask's allowed-failures
+DEATHS_ALLOWED_WAITING = 10  # … while it waited: a child that ran in its slot did it. They are its own, so not for ever
+_LEFT_BEHIND = "the call was not run, since the worker is ending"
 MISSES_ALLOWED = 10  # inputs that a task may fail to get before it fails: it bounds a spin, nothing else
 
 
@@ -35,6 +37,7 @@ class WorkerDesk:
         ledger = self.ledger
         for what, called in (("name", message.name), ("address", message.address)):
             if called in ledger.worker_called:
+                ledger.events.note("worker_refused", message.name, f"its {what} belongs to another worker")
                 reason = f"the {what} {called} belongs to another worker that is connected; give --name another value"
                 ledger.send(peer, messages.ShutDown(reason))
                 return Close(peer, reason)
@@ -50,6 +53,9 @@ class WorkerDesk:
             peer,
             now,
         )
+        worker.versions = message.versions
+        slots = f"{worker.slots} slot{'' if worker.slots == 1 else 's'}"
+        ledger.events.note("worker_joined", worker.name, f"{slots}, at {worker.address}")
         ledger.workers[worker.index] = worker
         ledger.worker_called[worker.name] = ledger.worker_called[worker.address] = worker
         ledger.worker_of_peer[peer] = worker
@@ -57,48 +63,18 @@ class WorkerDesk:
         self.placement.refresh(worker)
         return None
 
-    def gone(self, worker: WorkerRecord) -> None:
-        """A worker is lost: what it ran runs again elsewhere, what only it held is computed again if needed."""
-        ledger, table = self.ledger, self.ledger.table
-        del ledger.workers[worker.index]
-        del ledger.worker_called[worker.name], ledger.worker_called[worker.address]
-        ledger.worker_of_peer.pop(worker.peer, None)
-        self.placement.refresh(worker)
-        for attempt, grant in list(worker.grants.items()):
-            grant.run.client.granted_seconds -= worker.end(attempt, grant.left)
-        for under_way in ledger.pushing.values():
-            under_way.pop(worker.index, None)
-        values: list[int] = []
-        running: list[int] = []
-        for row in self._rows_at(worker.index):
-            (running if table.state[row] == GRANTED else values).append(row)
-        for row in values:
-            self.lifecycle.drop_replica(row, worker.index)
-        for row in running:
-            if table.state[row] == GRANTED and table.holder[row] == worker.index:
-                self.lifecycle.requeue(row)
-
-    def _rows_at(self, index: int) -> list[int]:
-        """The rows that a worker runs or holds: one search through the column, since workers are seldom lost."""
-        table = self.ledger.table
-        found = []
-        position = 0
-        column = table.holder
-        while True:
-            try:
-                position = column.index(index, position)
-            except ValueError:
-                break
-            if table.state[position] in (GRANTED, FINISHED):
-                found.append(position)
-            position += 1
-        found.extend(row for row, more in table.replicas.items() if index in more)
-        return found
-
     def draining(self, worker: WorkerRecord) -> None:
         """The worker will end: grant it nothing more."""
+        if not worker.draining:
+            self.ledger.events.note("worker_draining", worker.name, "it was asked to end")
         worker.draining = True
         self.placement.refresh(worker)
+
+    def reported(self, worker: WorkerRecord, report: dict[str, Any]) -> None:
+        """A heartbeat's figures."""
+        if report.get("disk_bytes") and not worker.report.get("disk_bytes"):
+            self.ledger.events.note("store_full", worker.name, "memory for values is full; values go to disk")
+        worker.report = report
 
     # ------------------------------------------------------------------ runs that succeeded
 
@@ -154,6 +130,7 @@ class WorkerDesk:
             and table.flags.count(OWNER_WANTS, first, stop) == count
             and not self.ledger.locating
             and not self.ledger.aliases_of
+            and (not self.ledger.parents or self.ledger.parents.keys().isdisjoint(range(first, stop)))
         ):
             return False
         table.state[first:stop] = bytes((FINISHED,)) * count
@@ -162,6 +139,9 @@ class WorkerDesk:
         worker.held_values += count
         worker.held_bytes += sum(mine)
         self._account(worker, message.attempt, grant, count)
+        if self.ledger.suspects:
+            for row in range(first, stop):
+                self.ledger.acquit(row)
         number = run.first_number + first - run.start
         if not offsets or client.congested:
             self.ledger.send(client.peer, messages.Finished([number, count], b"", b""))
@@ -192,12 +172,15 @@ class WorkerDesk:
         contained: dict[int, Any],
     ) -> None:
         ledger = self.ledger
+        grant = worker.grants.get(message.attempt)
         for step in range(count):
             row = first + step
             if not self._accept(worker, message.attempt, row):
                 # Nobody asked for this any more, or the row is somebody else's: the value is an orphan.
                 if not self._is_known_value(row, message.attempt):
                     ledger.order_free(worker.index, message.attempt, row)
+                    if grant is not None and grant.run.makes_actor:
+                        ledger.send(worker.peer, messages.EndActor(message.attempt, row))
                 continue
             piece = b""
             if offsets:
@@ -225,6 +208,8 @@ class WorkerDesk:
     def _accept(self, worker: WorkerRecord, attempt: int, row: int) -> bool:
         """Whether a report about a run is the one that counts; then the run is counted out, once."""
         table = self.ledger.table
+        if worker.suspended:
+            self.lifecycle.nesting.end_suspension(worker, attempt, row)
         stopped = worker.stopping.pop((attempt, row), None)
         if stopped is not None:
             if attempt in worker.grants:
@@ -259,33 +244,52 @@ class WorkerDesk:
     def _again_or_fail(self, worker: WorkerRecord, message: messages.RunFailed, run: Run) -> None:
         ledger, lifecycle, row = self.ledger, self.lifecycle, message.row
         details = dict(message.details)
+        if run.calls_actor and message.kind in ("died", "cancelled"):
+            lost = lifecycle.actors.failure_of(row)
+            ledger.table.holder[row] = -1
+            details = {**lifecycle.actors.lost_details(ledger.table.inputs_of(row)[-1], _LEFT_BEHIND), **details}
+            lifecycle.fail(row, lost or Failure("died", b"", details, row, run.identity, ledger.now))
+            return
         if message.kind == "cancelled":
-            lifecycle.requeue(row)  # not our order: the worker is ending
+            lifecycle.requeue(row, "run ended", f"worker {worker.name} is ending")  # it was not our order
             return
         if message.kind == "missing":
             misses = ledger.missed[row] = ledger.missed.get(row, 0) + 1
             if misses <= MISSES_ALLOWED:
-                lifecycle.requeue(row)
+                lifecycle.requeue(row, "input missing", f"at worker {worker.name}: {details.get('message', '')}")
                 return
             details["message"] = f"an input of {ledger.key(row)} could not be fetched in {misses} attempts"
         elif message.kind == "died":
+            self._note(worker, "task_died", row, run, details)
             deaths = ledger.deaths[row] = ledger.deaths.get(row, 0) + 1
             details["attempts"] = deaths
-            if deaths < DEATHS_ALLOWED:
-                lifecycle.requeue(row)
+            if deaths < (DEATHS_ALLOWED_WAITING if details.get("waiting") else DEATHS_ALLOWED):
+                lifecycle.requeue(row, "slot died", f"at worker {worker.name}: {_told(details)}")
                 return
         else:
             runs = ledger.failed_runs[row] = ledger.failed_runs.get(row, 0) + 1
             details["attempts"] = runs
             if runs <= int(run.options.get("retries", 0)) and message.kind != "unserializable":
-                lifecycle.requeue(row)
+                lifecycle.requeue(row, "run failed", f"at worker {worker.name}: {_told(details)}")
                 return
         details["key"] = ledger.key(row)
         details["worker"] = worker.name
         kind = "lost" if message.kind == "missing" else message.kind
+        self._note(worker, "task_failed", row, run, details)
         # The run is counted out already; the row is no longer that worker's.
         ledger.table.holder[row] = -1
-        lifecycle.fail(row, Failure(kind, message.error, details, row, run.identity))
+        lifecycle.fail(row, Failure(kind, message.error, details, row, run.identity, ledger.now))
+
+    def _note(self, worker: WorkerRecord, kind: str, row: int, run: Run, details: dict[str, Any]) -> None:
+        said = f"{details.get('type', 'error')}: {details.get('message', '')}"
+        self.ledger.events.note_task(kind, run.label, self.ledger.key(row), f"on {worker.name}: {said}")
+
+    def actor_ended(self, worker: WorkerRecord, message: messages.ActorEnded) -> None:
+        """An actor's process has ended, and nobody had told it to."""
+        row, table = message.row, self.ledger.table
+        if self.lifecycle.actors.lives_at(row, worker.index) and table.attempt[row] == message.attempt:
+            details = {**message.details, "worker": worker.name}
+            self.lifecycle.lose_actor(row, str(details.pop("message", "")), details)
 
     def _input_missing(self, worker: WorkerRecord, details: dict[str, Any]) -> None:
         """A worker could not get a value from its holder: that replica does not count any more."""
@@ -295,16 +299,18 @@ class WorkerDesk:
             return
         for index in table.holders(row):
             holder = ledger.workers.get(index)
+            if self.lifecycle.actors.lives_at(row, index):
+                continue  # it lives there, even if nobody could get through to it just now
             if holder is not None and holder.address == details.get("address"):
                 ledger.order_free(index, table.attempt[row], row)
-                self.lifecycle.drop_replica(row, index)
+                self.lifecycle.drop_replica(row, index, f"worker {holder.name} could not give it away")
 
     def recalled(self, now: float, worker: WorkerRecord, message: messages.Recalled) -> None:
         """What a recall brought back, and nothing else, is granted again."""
         for position in range(0, len(message.names), 2):
             attempt, row = message.names[position], message.names[position + 1]
             if self._accept(worker, attempt, row):
-                self.lifecycle.requeue(row)
+                self.lifecycle.requeue(row, "taken back", f"from worker {worker.name}, before a slot had begun it")
         if message.request >= 0:
             worker.recall_pending = False
             worker.recall_after = 0.0 if message.names else now + 2 * LOOK_AGAIN_SECONDS
@@ -330,3 +336,10 @@ class WorkerDesk:
             table.nbytes[row] = nbytes
             if table.add_holder(row, worker.index):
                 ledger.count_in(worker.index, nbytes)
+
+
+def _told(details: dict[str, Any]) -> str:
+    """What a failed run says of itself, in a line."""
+    kind = f"{details['type']}: " if details.get("type") else ""
+    lines = str(details.get("lines") or "").strip()[-150:]
+    return f"{kind}{details.get('message', '')}"[:150] + (f"; it last wrote: {lines}" if lines else "")

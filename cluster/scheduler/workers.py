@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from cluster.scheduler.ready import Restriction
@@ -13,7 +14,7 @@ __all__ = ["GrantRecord", "WorkerRecord"]
 class GrantRecord:
     """One grant: rows of one run under one attempt."""
 
-    __slots__ = ("granted_at", "lead_each", "left", "run", "seconds_each", "spans")
+    __slots__ = ("charged", "granted_at", "lead_each", "left", "run", "seconds_each", "spans", "takes_slots")
 
     def __init__(
         self, run: Run, spans: list[tuple[int, int]], seconds_each: float, lead_each: float, granted_at: float
@@ -24,6 +25,8 @@ class GrantRecord:
         self.seconds_each = seconds_each
         self.lead_each = lead_each  # the same, but no more than the lead: a long task takes one slot's lead, not all
         self.granted_at = granted_at
+        self.charged = False  # its one task was charged with the end of a worker
+        self.takes_slots = not (run.makes_actor or run.calls_actor)  # an actor lives beside the slots
 
 
 class WorkerRecord:
@@ -51,11 +54,15 @@ class WorkerRecord:
         self.memory_limit_bytes = memory_limit_bytes
         self.resources = resources
         self.available = dict(resources)
+        self.actors = 0  # that live there; they keep their resources
         self.process_id = process_id
+        self.versions: dict[str, str] = {}
         self.peer = peer
         self.joined_at = now
         self.last_seen = now
+        self.called_silent_at = -math.inf  # when its silence was last noted as an event
         self.draining = False
+        self.lost = False  # it is gone; what it had is being given to others
         self.grants: dict[int, GrantRecord] = {}
         self.outstanding = 0  # granted tasks that have not ended
         self.outstanding_seconds = 0.0
@@ -69,11 +76,15 @@ class WorkerRecord:
         self.recall_after = 0.0  # a recall that brought nothing back is not repeated before
         self.lead_after = 0.0  # after a recall it gets free slots only for a while, not the same tasks again
         self.report: dict[str, Any] = {}
+        self.suspended: dict[tuple[int, int], None] = {}  # (attempt, row) of runs that wait for tasks, and take no slot
+        self.hungry: dict[int, None] = {}  # rows of these of which a child may be ready
+        self.room = slots  # tasks that may run at a time and are no children of these
+        self.newest_change = 0  # of what the agent told about them
 
     @property
     def free_slots(self) -> int:
         """Slots without a granted task."""
-        return 0 if self.draining else max(0, self.slots - self.outstanding)
+        return 0 if self.draining else max(0, min(self.slots, self.room) - self.outstanding)
 
     def permits(self, restriction: Restriction) -> bool:
         """Whether a task with this restriction may ever run here (resources counted as if all were free)."""
@@ -91,30 +102,47 @@ class WorkerRecord:
                 room = fit if room is None else min(room, fit)
         return room
 
+    @property
+    def oldest_grant(self) -> GrantRecord | None:
+        """The first grant whose tasks take slots and have not all ended."""
+        return next((grant for grant in self.grants.values() if grant.takes_slots), None)
+
     def add_grant(self, attempt: int, grant: GrantRecord) -> None:
         """Count a grant in."""
         self.grants[attempt] = grant
-        self.outstanding += grant.left
-        self.outstanding_seconds += grant.left * grant.seconds_each
-        self.outstanding_lead += grant.left * grant.lead_each
+        self._take_slots(grant, grant.left)
         for name, amount in grant_resources(grant):
             self.available[name] -= amount * grant.left
+
+    def suspend(self, attempt: int, row: int) -> None:
+        """A task of a grant waits for others: it takes no slot."""
+        self.suspended[attempt, row] = None
+        self._take_slots(self.grants[attempt], -1)
+
+    def resume(self, attempt: int, row: int) -> None:
+        """It wants its slot again, or has ended, which is counted as if it had one."""
+        del self.suspended[attempt, row]
+        self._take_slots(self.grants[attempt], 1)
+
+    def _take_slots(self, grant: GrantRecord, count: int) -> None:
+        if not grant.takes_slots:
+            return
+        self.outstanding += count
+        self.outstanding_seconds += count * grant.seconds_each
+        self.outstanding_lead += count * grant.lead_each
 
     def end(self, attempt: int, count: int) -> float:
         """Count `count` tasks of a grant out; the seconds that they had been expected to take."""
         grant = self.grants[attempt]
         grant.left -= count
-        self.outstanding -= count
-        seconds = count * grant.seconds_each
-        self.outstanding_seconds -= seconds
-        self.outstanding_lead -= count * grant.lead_each
+        self._take_slots(grant, -count)
         for name, amount in grant_resources(grant):
             self.available[name] += amount * count
         if not grant.left:
             del self.grants[attempt]
             if not self.outstanding:
                 self.outstanding_seconds = self.outstanding_lead = 0.0  # no drift of rounding
-        return seconds
+        return count * grant.seconds_each
 
 
 def grant_resources(grant: GrantRecord) -> tuple[tuple[str, float], ...]:

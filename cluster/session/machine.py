@@ -5,7 +5,7 @@ out what has piled up: `take_messages()` are for the scheduler, in this order; `
 The simulator drives the same class. Nothing here pickles: arguments, functions and values are bytes.
 
 Events, as methods
-    join                         the connection stands: say who we are
+    join, show_output            the connection stands: say who we are, and whether to be sent what tasks write
     submit, submit_to_open_part  one task; gathered with its neighbours of the same `Call` until `flush`
     submit_part                  consecutive tasks of a map
     offer                        values that this client holds (scattered data, large arguments)
@@ -15,7 +15,7 @@ Events, as methods
     want                         somebody waits for these numbers
     keep, cancel, retry          as their messages
     locate, query                questions; the answer is in `answers` under the returned request number
-    pushed                       outcome of a PushValue
+    pushed, push_refused         outcome of a PushValue
     flush                        the open part and the releases leave
     receive                      a message from the scheduler
     lose                         the connection has ended
@@ -24,13 +24,14 @@ Effects
     PushValue                    send the offered value to that worker, then call `pushed`
     DropOffered                  nobody will ask for these offered values again: let go of the objects
 
+What is submitted while the scheduler holds 64 MiB of arguments for this client stays here, and all that must not
+overtake it (`outbox.py`).
+
 A Submit says that its tasks are awaited while the values that wait in the client take less than 64 MiB: the
 small results of most programs are looked at, and one that came along saves its round trip. What arrives beyond the
-limit while nobody waits is noted, and fetched when it is looked at.
-
-An offered value is needed until the tasks that take it as input have finished, or failed and been released (so that a
-failed task can be retried). A task submitted on top of an unfinished one takes over that one's offered values: should
-that one be released early, it still has to run.
+limit while nobody waits is noted, and fetched when it is looked at. An offered value is needed until the tasks that
+take it as input have finished, or failed and been released (so that a failed task can be retried). A task submitted on
+top of an unfinished one takes over that one's offered values: should that one be released early, it still has to run.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cluster.session import table as states
+from cluster.session.outbox import ARGUMENTS_LIMIT_BYTES, Outbox
 from cluster.session.parts import Call, OpenPart
 from cluster.session.table import Page, Table, runs_of
 from cluster.session.watch import AllDone, Watch
@@ -56,6 +58,9 @@ pause, twice as long each time, up to 8 ms. A send costs what 50 submits cost.""
 
 HELD_VALUES_LIMIT_BYTES = 64 << 20
 """Values are taken along unasked while those in the client take less than this."""
+
+OF_NO_TASK = frozenset(("scheduler_info", "status", "tasks", "workers", "events", "wait_for_workers"))
+"""Queries that are answered at once, however much is kept back."""
 
 DROPPED_BEFORE_RELEASE = 4096
 """So many dropped futures make a flush due."""
@@ -92,10 +97,19 @@ _CANCELLED = Failure("cancelled", b"", {"message": "cancelled by this client"})
 class Session:
     """One client's numbers, wants and knowledge; the module's text lists what can happen to it."""
 
-    def __init__(self, client_id: bytes, name: str, versions: dict[str, str]) -> None:
+    def __init__(
+        self,
+        client_id: bytes,
+        name: str,
+        versions: dict[str, str],
+        weight: float = 1.0,
+        *,
+        arguments_limit_bytes: int = ARGUMENTS_LIMIT_BYTES,
+    ) -> None:
         self.client_id = client_id
         self.name = name
         self.versions = versions
+        self.weight = weight
         self.table = Table()
         self.epoch: int | None = None
         self.lost: str | None = None
@@ -103,27 +117,32 @@ class Session:
         self.failures: dict[int, Failure] = {}
         self.dropped: deque[int | range] = deque()
         self.answers: dict[int, messages.Located | messages.Answer] = {}
+        self.output: deque[list[Any]] = deque()
+        """What tasks wrote and nobody has shown yet, as in TaskOutput; the shell takes it out when it has received."""
         self.sent_at = float("-inf")
         """When `take_messages` last had something to send."""
         self.waiting = 0
         """How many callers wait for values; counted by the shell."""
-        self._outgoing: list[Any] = []
+        self._outbox = Outbox(arguments_limit_bytes, self._cancelled_among)
         self._effects: list[Effect] = []
         self._open: OpenPart | None = None
         self._defined: set[bytes] = set()
         self._offers: dict[int, int] = {}  # offered number -> unfinished tasks that may need it
+        self._large: dict[int, int] = {}  # large argument that one task takes, as far as is known -> its bytes
+        self._large_bytes = 0
+        self._large_limit_bytes = arguments_limit_bytes
         self._some_are_silent = False  # something was submitted without an Await
         self._watches: list[Watch] = []
         self._requests = 0
+        self._given_up: set[int] = set()  # questions whose answers nobody waits for
         self._gather_seconds = GATHER_SECONDS
 
     # ------------------------------------------------------------------ what is to be done
 
     def take_messages(self, now: float) -> list[Any]:
         """Give the messages that are to be sent to the scheduler, in order."""
-        outgoing = self._outgoing
+        outgoing = self._outbox.take()
         if outgoing:
-            self._outgoing = []
             self.sent_at = now
         return outgoing
 
@@ -135,9 +154,25 @@ class Session:
         return effects
 
     @property
+    def has_room(self) -> bool:
+        """Whether who produces arguments should go on: the scheduler takes them, and not too much is held here of large
+        ones. What is submitted without room is kept here."""
+        return self._outbox.has_room and self._large_bytes < self._large_limit_bytes
+
+    def has_left(self, numbers: Iterable[int]) -> bool:
+        """Whether these tasks were sent: none of them waits here for the scheduler to have room."""
+        outbox = self._outbox
+        return not outbox.keeps_back or max(numbers, default=-1) < outbox.first_kept
+
+    @property
     def gathered(self) -> int:
         """How many single submits wait for `flush`."""
         return 0 if self._open is None else self._open.count
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there are messages, or gathered submits, that could leave now."""
+        return self._outbox.has_ready or self._open is not None
 
     def flush_is_due(self, now: float) -> bool:
         """Whether what was gathered should leave now; ask after each submit."""
@@ -156,7 +191,11 @@ class Session:
 
     def join(self) -> None:
         """Say who we are."""
-        self._outgoing.append(messages.ClientJoin(self.client_id, self.name, self.versions))
+        self._outbox.add(messages.ClientJoin(self.client_id, self.name, self.versions, self.weight))
+
+    def show_output(self, shown: bool) -> None:
+        """Say whether the client wants to see what its tasks write."""
+        self._outbox.add(messages.ShowOutput(shown))
 
     def submit(self, call: Call, piece: bytes, dependencies: Sequence[int] = ()) -> int:
         """Add one task to the open part, and return its number. Its want lasts until it is dropped."""
@@ -217,15 +256,23 @@ class Session:
         self._close_part()
         first = self.table.allocate(len(sizes), states.OFFERED)
         self._offers.update(dict.fromkeys(range(first, first + len(sizes)), 0))
+        if placement == "demand":
+            self._large.update(enumerate(sizes, first))
+            self._large_bytes += sum(sizes)
         packed = array("Q", sizes).tobytes()
-        self._outgoing.append(messages.Offer(first, len(sizes), packed, list(contains), placement, list(workers)))
+        self._outbox.add(messages.Offer(first, len(sizes), packed, list(contains), placement, list(workers)))
         return first
+
+    def share(self, number: int) -> None:
+        """A large argument takes no room any more: several tasks share it, so that it is not produced for each, or its
+        task has ended."""
+        self._large_bytes -= self._large.pop(number, 0)
 
     def alias(self, references: Sequence[tuple[bytes, int]]) -> int:
         """Take own numbers for tasks of other clients; return the first."""
         self._close_part()
         first = self.table.allocate(len(references), states.PENDING)
-        self._outgoing.append(messages.Alias(first, [list(reference[:2]) for reference in references]))
+        self._outbox.add_ahead(messages.Alias(first, [list(reference[:2]) for reference in references]))
         self._some_are_silent = True
         return first
 
@@ -243,19 +290,19 @@ class Session:
             if not isinstance(numbers, range):
                 numbers = [number for number in numbers if self.table.state(number) == states.PENDING]
             if numbers:
-                self._outgoing.append(messages.Await(runs_of(numbers)))
+                self._outbox.add_twice(messages.Await(runs_of(numbers)))
 
     def keep(self, numbers: Iterable[int]) -> None:
         """Run these to the end though nobody holds them."""
         self._close_part()
-        self._outgoing.append(messages.Keep(runs_of(numbers)))
+        self._outbox.add_twice(messages.Keep(runs_of(numbers)))
 
     def cancel(self, numbers: Iterable[int]) -> None:
         """Stop these; for this client they are cancelled from now on, whatever the scheduler still says."""
         self._close_part()
         cancelled = [number for number in numbers if self.table.state(number) == states.PENDING]
         if cancelled:
-            self._outgoing.append(messages.Cancel(runs_of(cancelled)))
+            self._outbox.add_twice(messages.Cancel(runs_of(cancelled)))
             self._fail(runs_of(cancelled), _CANCELLED)
 
     def retry(self, numbers: Iterable[int]) -> None:
@@ -264,31 +311,51 @@ class Session:
         for number in failed:
             self._reset(number)
         if failed:
-            self._outgoing.append(messages.Retry(runs_of(failed)))
+            self._outbox.add(messages.Retry(runs_of(failed)))
             self._some_are_silent = True
 
     def locate(self, numbers: Iterable[int]) -> int:
         """Ask where values are; the answer comes when all are finished or failed."""
         self._close_part()
         self._requests += 1
-        self._outgoing.append(messages.Locate(self._requests, runs_of(numbers)))
+        numbers = list(numbers) if not isinstance(numbers, range) else numbers
+        message = messages.Locate(self._requests, runs_of(numbers))
+        if self.has_left(numbers):
+            self._outbox.add_ahead(message)
+        else:
+            self._outbox.add(message)
         return self._requests
 
     def query(self, what: str, detail: Any = None) -> int:
-        """Ask the scheduler for a snapshot."""
+        """Ask the scheduler something. The answer knows of all that was submitted before, so that it may be long in
+        coming when much is kept back here; except to what concerns no task."""
         self._close_part()
         self._requests += 1
-        self._outgoing.append(messages.Query(self._requests, what, detail))
+        message = messages.Query(self._requests, what, detail)
+        if what in OF_NO_TASK:
+            self._outbox.add_ahead(message)
+        else:
+            self._outbox.add(message)
         return self._requests
+
+    def give_up(self, request: int) -> None:
+        """Nobody waits for the answer to a question any more."""
+        if self.answers.pop(request, None) is None:
+            self._given_up.add(request)
 
     def pushed(self, number: int, address: str, error: str) -> None:
         """Tell how a PushValue ended."""
-        self._outgoing.append(messages.Pushed(number, address, error))
+        self._outbox.add_ahead(messages.Pushed(number, address, error))
+
+    def push_refused(self, number: int, address: str, message: str, remedy: str) -> None:
+        """Tell that a PushValue will not be carried out, and why."""
+        self._outbox.add_ahead(messages.PushRefused(number, address, message, remedy))
 
     def leave(self) -> None:
-        """The client is done."""
+        """The client is done; what is kept back is given up."""
         self._close_part()
-        self._outgoing.append(messages.Leave())
+        self._outbox.forget_kept()
+        self._outbox.add(messages.Leave())
 
     def flush(self) -> None:
         """Let the open part leave, then release what was dropped."""
@@ -339,13 +406,20 @@ class Session:
         elif isinstance(message, messages.Failed):
             self._fail(message.runs, Failure(message.kind, message.error, message.details))
         elif isinstance(message, messages.Located | messages.Answer):
-            self.answers[message.request] = message
+            if message.request in self._given_up:
+                self._given_up.discard(message.request)
+            else:
+                self.answers[message.request] = message
         elif isinstance(message, messages.Push):
             self._effects.append(PushValue(*message))
         elif isinstance(message, messages.Reset):
             for number in _numbers(message.runs):
                 if self.table.state(number) in (states.ELSEWHERE, states.FAILED):
                     self._reset(number)
+        elif isinstance(message, messages.ArgumentsTaken):
+            self._outbox.taken(message.total_bytes)
+        elif isinstance(message, messages.TaskOutput):
+            self.output.extend(message.tasks)
         elif isinstance(message, messages.ClientWelcome):
             self.epoch = message.epoch
 
@@ -353,6 +427,7 @@ class Session:
         """The connection has ended: nothing that is pending will be heard of again."""
         self._close_part()
         self.lost = reason
+        self._outbox.forget_kept()
         for watch in self._watches:
             watch.note(0, self.table.next_number)
 
@@ -369,14 +444,14 @@ class Session:
         function = call.function
         if function.function_id not in self._defined:
             self._defined.add(function.function_id)
-            self._outgoing.append(messages.DefineFunction(*function))
+            self._outbox.add_ahead(messages.DefineFunction(*function))
         if self._offers and message.dependencies:
             self._note_offers_needed(message)
         if self.table.value_bytes < HELD_VALUES_LIMIT_BYTES:
             message = message._replace(options={**message.options, "awaited": True})
         else:
             self._some_are_silent = True
-        self._outgoing.append(message)
+        self._outbox.add(message)
 
     def _note_offers_needed(self, message: messages.Submit) -> None:
         dependencies = array("q", message.dependencies)
@@ -421,10 +496,10 @@ class Session:
                     self._release(offered, 1, self._outgoing_release())
 
     def _outgoing_release(self) -> list[int]:
-        last = self._outgoing[-1] if self._outgoing else None
+        last = self._outbox.last
         if not isinstance(last, messages.Release):
             last = messages.Release([])
-            self._outgoing.append(last)
+            self._outbox.add(last)
         return last.runs
 
     def _finished(self, message: messages.Finished) -> None:
@@ -450,11 +525,18 @@ class Session:
                     if page.states[at] == states.PENDING:
                         page.states[at] = states.FAILED
                         self.failures[number + at - low] = failure
+                        for offered in (page.inputs[at] or ()) if page.inputs is not None else ():
+                            self.share(offered)  # kept for a retry: no room comes of waiting for it
             self._done(first, count)
 
     def _done(self, first: int, count: int) -> None:
         for watch in self._watches:
             watch.note(first, first + count)
+
+    def _cancelled_among(self, first: int, count: int) -> list[int]:
+        """The runs of these numbers that have ended without ever having been sent."""
+        failures = self.failures
+        return runs_of(number for number in range(first, first + count) if number in failures) if failures else []
 
     def _reset(self, number: int) -> None:
         self.failures.pop(number, None)
@@ -478,7 +560,7 @@ class Session:
                 self._release(start, count, runs)
             first, stop = (item.start, item.stop) if isinstance(item, range) else (item, item + 1)
         if not runs:
-            self._outgoing.pop()
+            self._outbox.drop_last()
 
     def _release(self, first: int, count: int, runs: list[int]) -> None:
         """No holder is left of these numbers: tell the scheduler, except of offered values that tasks still need."""
@@ -493,6 +575,8 @@ class Session:
             offered = [number for number in range(first, first + count) if self._offers.pop(number, None) is not None]
             if offered:
                 self._effects.append(DropOffered(offered))
+                for number in offered:
+                    self.share(number)
             for page, low, high, _ in list(table.spans(first, count)):
                 self._settle_inputs(page, low, high)
         if self.failures:

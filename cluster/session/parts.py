@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 
 from cluster.wire import messages
 
-__all__ = ["PART_TASKS", "Call", "Function", "OpenPart"]
+__all__ = ["LINKED_PART_INPUTS", "LINKED_PART_TASKS", "PART_TASKS", "Call", "Function", "OpenPart"]
 
 PART_TASKS = 16_384
+LINKED_PART_TASKS = 2_048
+LINKED_PART_INPUTS = 4_096
+"""A part whose tasks have inputs is smaller, in tasks and in inputs: the scheduler links it in one step of its loop, at
+1 to 2 µs each."""
 GATHERED_BYTES = 256 * 1024
 
 
@@ -39,7 +43,7 @@ class OpenPart:
     A task is added by one append, so that an interrupt in the calling thread leaves either all of it or nothing.
     """
 
-    __slots__ = ("_dependencies", "_nbytes", "_pieces", "call", "first", "full")
+    __slots__ = ("_dependencies", "_inputs", "_nbytes", "_pieces", "call", "first", "full")
 
     def __init__(self, call: Call, first: int) -> None:
         self.call = call
@@ -47,6 +51,7 @@ class OpenPart:
         self.full = False
         """Whether it must leave before another task is added."""
         self._nbytes = 0
+        self._inputs = 0
         self._pieces: list[bytes] = []
         self._dependencies: dict[int, Sequence[int]] = {}
 
@@ -54,10 +59,14 @@ class OpenPart:
         """Add a task; return its number."""
         pieces = self._pieces
         at = len(pieces)
+        self._nbytes += len(piece)
+        full = self._nbytes >= GATHERED_BYTES or at + 1 >= PART_TASKS
         if dependencies:
             self._dependencies[at] = dependencies
-        self._nbytes += len(piece)
-        self.full = self._nbytes >= GATHERED_BYTES or at + 1 >= PART_TASKS
+            self._inputs += len(dependencies)
+        if self._inputs:
+            full = full or at + 1 >= LINKED_PART_TASKS or self._inputs >= LINKED_PART_INPUTS
+        self.full = full
         pieces.append(piece)
         return self.first + at
 

@@ -25,6 +25,10 @@ class Watch:
         """Watch one number more."""
         self._set.add(number)
 
+    def discard(self, number: int) -> None:
+        """Watch one number less, of those that were added."""
+        self._set.discard(number)
+
     def note(self, first: int, stop: int) -> None:
         """The numbers in [first, stop) are done."""
         if self._range:

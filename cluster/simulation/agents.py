@@ -41,9 +41,25 @@ class AgentProcess:
         self.draining = False
         self.files: dict[str, bytes] = {}
         self.slots: dict[int, SlotProcess] = {}
+        self.seats = slots
+        self.seats_changed_at = 0.0
+        self._free_seats = slots
+        self.clients_seen = 0
         identity = f"{name}.{life}".encode().ljust(16, b".")
         self.machine = Agent(
-            AgentIdentity(identity, name, self.address, slots, 1 << 32, resources, {}, 1, 1.0, world.plan.drain_seconds)
+            AgentIdentity(
+                identity,
+                name,
+                self.address,
+                slots,
+                1 << 32,
+                resources,
+                {},
+                1,
+                1.0,
+                world.plan.drain_seconds,
+                world.plan.one_task_at_a_time,
+            )
         )
         self._random = world.random_of("agents")
         self._timer = Timer(world.clock, self._wake)
@@ -92,11 +108,16 @@ class AgentProcess:
             case events.DefineInSlot(slot, function_id, _, blob):
                 self.slots[slot].functions[function_id] = blob
             case events.TakeBack(slot):
+                assert not self.world.plan.one_task_at_a_time, "a task was asked back where there is no way back"
                 self._pending.append(events.TookBack(slot, self.slots[slot].take_back()))
             case events.StartSlot(slot):
                 assert slot not in self.slots, "a slot was started that is there"
                 self.slots[slot] = SlotProcess(self, slot)
                 self.slots[slot].start()
+            case events.NoteWait(slot, sequence):
+                self.slots[slot].note_wait(sequence)
+            case events.GoOn(slot, sequence, interrupted):
+                self.slots[slot].go_on(sequence, interrupted)
             case events.Interrupt(slot, sequence):
                 self.slots[slot].interrupt(sequence)
             case events.KillSlot(slot):
@@ -121,7 +142,32 @@ class AgentProcess:
             case events.Say():
                 pass
 
+    # ------------------------------------------------------------------ seats
+
+    @property
+    def nests(self) -> bool:
+        """Whether tasks wait for others here, or did a moment ago."""
+        return any(slot.stack for slot in self.slots.values()) or len(self.slots) > self.seats
+
+    @property
+    def free_seats(self) -> int:
+        """How many tasks more could run."""
+        return self.seats - sum(slot.busy for slot in self.slots.values())
+
+    def note_seats(self) -> None:
+        """A task begins, ends, waits or goes on: since when are so many seats free?"""
+        free = self.free_seats
+        if free != self._free_seats:
+            self._free_seats = free
+            self.seats_changed_at = self.world.clock.now
+
     # ------------------------------------------------------------------ the end
+
+    def end_clients(self) -> None:
+        """The clients in the slots leave."""
+        for slot in self.slots.values():
+            if slot.client is not None:
+                slot.client.leave()
 
     def die(self) -> None:
         """The process and its slots are killed; what it had sent may or may not arrive."""

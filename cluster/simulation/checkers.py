@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.scheduler import invariants
-from cluster.scheduler.placement import MOVE_FREELY_BYTES
+from cluster.scheduler.startable import Bar, bar, inputs_exist
 from cluster.scheduler.table import FINISHED, GRANTED, READY
 from cluster.worker.values import Segment, value_key
 
@@ -24,9 +24,9 @@ JUDGED_AFTER_SECONDS = 2.0  # of slot time: functions must have been measured, a
 class PromiseWatch:
     """No startable task waits longer than 100 ms while a slot that may run it is idle.
 
-    Startable: its inputs exist, its resources are free on that slot's worker, and what would have to be moved there is
-    small. Both the wait and the idleness are seen from outside, in the processes that run: that the scheduler has
-    granted a task to somebody is no excuse.
+    Startable is what `cluster.scheduler.startable` says, for a worker to which not much has to be moved. Both the wait
+    and the idleness are seen from outside, in the processes that run: that the scheduler has granted a task to somebody
+    is no excuse.
     """
 
     def __init__(self, world: World) -> None:
@@ -71,7 +71,7 @@ class PromiseWatch:
         table = ledger.table
         if table.holds[row] == 0 or world.spec_of(row).active:
             return False  # nobody wants it any more, or it runs
-        if any(table.state[source] != FINISHED for source in table.inputs_of(row)):
+        if not inputs_exist(table, row):
             return False
         if table.state[row] == GRANTED:
             worker = ledger.workers[table.holder[row]]
@@ -87,29 +87,30 @@ class PromiseWatch:
             agent = self._world.agents.get(worker.address)
             if agent is None or not agent.alive or worker.draining or agent.draining:
                 continue
+            if agent.nests:
+                # Nothing but children is due where nearly all processes are kept by tasks that wait.
+                if worker.room == worker.slots and agent.free_seats > agent.machine.supply.waiting_count:
+                    found.append((worker, agent))
+                continue
             # A slot whose next task's inputs are on their way is not idle for want of a decision.
             if sum(slot.idle for slot in agent.slots.values()) > agent.machine.supply.waiting_count:
                 found.append((worker, agent))
         return found
 
     def _may_run(self, row: int, worker: WorkerRecord) -> bool:
-        lane = self._world.scheduler.ledger.run(row).lane
-        assert lane is not None
-        if not worker.permits(lane.restriction) or worker.room_for(lane.restriction) == 0:
-            return False
-        return self._bytes_to_move(row, worker) <= MOVE_FREELY_BYTES
-
-    def _bytes_to_move(self, row: int, worker: WorkerRecord) -> int:
         ledger = self._world.scheduler.ledger
-        table = ledger.table
-        sources = list(table.inputs_of(row))
-        if len(sources) == 1 and ledger.run(sources[0]).is_join:
-            sources = list(table.inputs_of(sources[0]))
-        return sum(table.nbytes[source] for source in sources if worker.index not in table.holders(source))
+        suspicion = ledger.suspects.get(row)
+        if suspicion is not None and suspicion.deaths and any(grant.charged for grant in worker.grants.values()):
+            return False  # two that may have ended a worker are not put together
+        # Whether a slot is taken is seen in the processes: what is granted to a worker may be stuck behind another's.
+        return bar(ledger, row, worker, 0.0) in (None, Bar.SLOT)
 
     def _compare(self, row: int, worker: WorkerRecord, agent: AgentProcess, since: float) -> None:
         world = self._world
-        idle_since = min(slot.idle_since for slot in agent.slots.values() if slot.idle)
+        if agent.nests:
+            idle_since = agent.seats_changed_at
+        else:
+            idle_since = min(slot.idle_since for slot in agent.slots.values() if slot.idle)
         waited = world.clock.now - max(since, idle_since, world.spec_of(row).left_a_slot_at)
         if waited > self._limit_seconds:
             ledger = world.scheduler.ledger
@@ -121,7 +122,7 @@ class PromiseWatch:
 
 
 class FairnessWatch:
-    """Clients have equal shares of slot time as long as all of them have work that waits.
+    """Clients have shares of slot time by their weights as long as all of them have work that waits.
 
     Watched from the beginning until, for the first time, some client has nothing that waits: what was used before would
     shift the shares that follow.
@@ -150,10 +151,11 @@ class FairnessWatch:
             self._ended = self._contended
             return
         self._contended = True
-        shares = [self._seconds.get(client, 0.0) for client in range(self._world.plan.clients)]
+        shares = [self._seconds.get(client.index, 0.0) / client.weight for client in self._world.clients]
         slots = sum(worker.slots for worker in ledger.workers.values())
         # What runs now is not counted, and what was granted ahead was granted by expectation.
-        tolerance = 0.25 * sum(shares) + 2 * slots * (self._longest + ledger.settings.lead_seconds)
+        least = min(client.weight for client in self._world.clients)
+        tolerance = 0.25 * sum(shares) + 2 * slots * (self._longest + ledger.settings.lead_seconds) / least
         fair = max(shares) - min(shares) <= tolerance or sum(shares) < JUDGED_AFTER_SECONDS
         assert fair, f"the clients had {shares} s of slot time while all were waiting"
 
@@ -196,3 +198,4 @@ def check_everything_is_gone(world: World) -> None:
             session = client.session
             left = (session.table._pages, session._offers, session.failures, session.dropped, session.gathered)
             assert not any(left), f"{client.name} still knows of {left}"
+            assert session.has_room, f"{client.name} was not told that all its arguments were taken"

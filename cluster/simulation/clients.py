@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from cluster.ids import task_key
 from cluster.session import table as states
 from cluster.session.machine import DropOffered, PushValue, Session
 from cluster.session.parts import Call, Function
@@ -15,6 +16,7 @@ from cluster.simulation.gathering import Gather
 from cluster.simulation.network import Connection
 from cluster.simulation.workloads import Reference, Spec, encode_value
 from cluster.wire import messages
+from cluster.wire.task_output import CUT
 
 if TYPE_CHECKING:
     from cluster.simulation.world import World
@@ -43,7 +45,11 @@ class ClientProcess:
         self.index = index
         self.name = f"client{index}"
         self.client_id = self.name.encode().ljust(16, b".")
-        self.session = Session(self.client_id, self.name, {})
+        weights = world.plan.weights
+        self.weight = weights[index] if index < len(weights) else 1.0
+        limit_bytes = world.plan.arguments_limit_bytes
+        self.session = Session(self.client_id, self.name, {}, self.weight, arguments_limit_bytes=limit_bytes)
+        self.asked: list[int] = []  # requests that were not answered yet
         self.alive = True
         self.acting = True
         self.held: dict[int, int] = {}  # number -> the spec's index
@@ -58,6 +64,8 @@ class ClientProcess:
         self._late_flush = False
         self.connection = world.scheduler.accept(self._hear, self._scheduler_gone)
         self.session.join()
+        if index % 2 == 0:
+            self.session.show_output(True)
         self.send()
         self._plan_action()
 
@@ -96,14 +104,39 @@ class ClientProcess:
         if not self.alive:
             return
         self.session.receive(item[0])
+        if isinstance(item[0], messages.Failed):
+            self.world.progress_at = self.world.clock.now  # it may be the last of a row that failed one by one
+        self._read_output()
         self.send()
         self.look()
 
+    def _take_answers(self) -> None:
+        for request in [known for known in self.asked if known in self.session.answers]:
+            answer = self.session.answers.pop(request)
+            assert isinstance(answer, messages.Answer) and not answer.error, answer
+            self.asked.remove(request)
+
+    def _read_output(self) -> None:
+        """Every task writes its own index, so what comes under a number is what that task wrote."""
+        while self.session.output:
+            number, _, worker, entries = self.session.output.popleft()
+            assert self.index % 2 == 0, f"{self.name} is shown what it did not want to see"
+            for kind, _, data in entries:
+                if kind == CUT:
+                    continue  # this client was too slow for some
+                index = self.world.index_of[self.client_id, number]
+                assert int(data) == index, f"{data!r} was shown as written by task {index} on {worker}"
+
     def look(self) -> None:
         """See whether something that is waited for has come."""
+        self._take_answers()
         for gather in list(self.gathers):
             gather.go_on()
         self.send()
+
+    def judge(self, index: int, kind: str) -> str:
+        """Why a task cannot have failed like that; empty if it can."""
+        return self.world.workload.judge(index, kind)
 
     def _scheduler_gone(self) -> None:
         raise AssertionError(f"the scheduler hung up on {self.name}")
@@ -141,6 +174,7 @@ class ClientProcess:
             (plan.gathers, self._gather_some),
             (plan.shares, self._share),
             (plan.offers, self._offer),
+            (plan.asks, self._ask),
         ]
         # However much a seed likes the rest, there is something to do it to.
         draw /= min(1.0, MOST_THAT_IS_NO_SUBMIT / (sum(chance for chance, _ in choices) or 1.0))
@@ -158,6 +192,13 @@ class ClientProcess:
     def _some(self, numbers: list[int], limit: int = 20) -> list[int]:
         count = self._random.randint(0, min(limit, len(numbers)))
         return sorted(self._random.sample(numbers, count))
+
+    def _ask(self) -> None:
+        for number in self._some(sorted(self.held), 3):
+            what = "explain" if self._random.random() < 0.7 else "story"
+            key = task_key("f0", self.client_id, -1, number)  # of some task, or of none
+            detail = number if self._random.random() < 0.7 else {"key": key}
+            self.asked.append(self.session.query(what, detail))
 
     def _submit(self) -> None:
         size = self._random.randint(1, self.world.plan.graph_size)

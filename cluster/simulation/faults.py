@@ -58,7 +58,9 @@ class Faults:
         if agent is not None and agent.slots:
             slot = agent.slots[self._random[self._name].choice(sorted(agent.slots))]
             # A task is not killed so often by chance that it would be blamed for it.
-            if slot.running is None or slot.running.deaths + 1 + min(slot.running.dies_first, 2) < 3:
+            blamed = [slot.running] if slot.running is not None else []
+            blamed += [frame.spec for frame in slot.stack]
+            if all(spec.deaths + spec.waiting_deaths + 1 + min(spec.dies_first, 2) < 3 for spec in blamed):
                 self._count()
                 slot.die(-1, 11)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.session import table as states
 from cluster.session.machine import Failure
 from cluster.simulation.network import Connection
-from cluster.simulation.workloads import decode_value
+from cluster.simulation.workloads import Reference, decode_value
 from cluster.wire import messages
 
 if TYPE_CHECKING:
-    from cluster.simulation.clients import ClientProcess
+    from cluster.session.machine import Session
+    from cluster.simulation.world import World
 
 __all__ = ["Gather"]
 
@@ -30,10 +31,40 @@ def kind_of(failure: Failure, workers_ended: bool) -> str:
     return "let go of" if failure.kind == "lost" and let_go else failure.kind
 
 
+class Looks(Protocol):
+    """A client as its gathers know it."""
+
+    world: World
+    alive: bool
+    held: dict[int, int]
+    gathers: list[Gather]
+
+    @property
+    def session(self) -> Session:
+        """Its machine."""
+        ...
+
+    def judge(self, index: int, kind: str) -> str:
+        """Why a task cannot have failed like that; empty if it can."""
+        ...
+
+    def take(self, reference: Reference) -> None:
+        """Unpickle a future."""
+        ...
+
+    def look(self) -> None:
+        """See whether something that is waited for has come."""
+        ...
+
+    def send(self) -> None:
+        """Carry out what the session wants done."""
+        ...
+
+
 class Gather:
     """One caller that waits for some numbers and wants their values."""
 
-    def __init__(self, client: ClientProcess, numbers: list[int]) -> None:
+    def __init__(self, client: Looks, numbers: list[int]) -> None:
         self.client = client
         self.numbers = numbers
         self.done = False
@@ -47,6 +78,18 @@ class Gather:
     def waits_for(self) -> list[int]:
         """What has not been had yet."""
         return self._missing
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        if not self.done:
+            self.done = True
+            self.client.gathers.remove(self)
+            self.client.session.waiting = len(self.client.gathers)
+
+    @property
+    def failed(self) -> bool:
+        """Whether some task of it has no value."""
+        return any(self.client.session.state(number) == states.FAILED for number in self.numbers)
 
     def go_on(self) -> None:
         """Something has happened: do the next step if it can be done."""
@@ -75,11 +118,11 @@ class Gather:
 
     def _is_here(self, number: int) -> bool:
         client = self.client
-        session, workload = client.session, client.world.workload
+        session = client.session
         state = session.state(number)
         if state == states.FAILED:
             kind = kind_of(session.failures[number], client.world.workers_ended)
-            fault = workload.judge(client.held[number], kind)
+            fault = client.judge(client.held[number], kind)
             assert not fault, f"{fault}: {session.failures[number]}"
             return True
         if state == states.HERE:
@@ -116,6 +159,8 @@ class Gather:
 
     def had(self, number: int, data: bytes) -> None:
         """A value has come."""
+        if self.done:  # it was given up meanwhile
+            return
         self._missing.remove(number)
         self._compare(number, data)
         self._pause_seconds = PAUSE_SECONDS

@@ -6,7 +6,7 @@ only shows in quiet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from cluster.simulation.workloads import Shape
@@ -31,6 +31,7 @@ class Plan:
     framed: bool = False  # take every message through its frame
     check_every: int = 1  # the whole ledger is checked after so many of the scheduler's events
     lineage_rows: int = 1_000_000
+    arguments_limit_bytes: int = 1 << 20  # a task's argument has a few bytes
     drain_seconds: float = 5.0
     slot_start_seconds: float = 0.01
     slot_start_failures: float = 0.0
@@ -52,25 +53,37 @@ class Plan:
     gathers: float = 0.1
     shares: float = 0.0  # taking a future of another client
     offers: float = 0.0
+    asks: float = 0.0  # asking why a task is where it is
+    explains: float = 0.0  # the chance, after an event of the scheduler, that a row is explained and that checked
+    unmet_request_seconds: float = 60.0
+    weights: tuple[float, ...] = ()  # of the clients, 1 if left out
+    one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
     @property
     def calm(self) -> bool:
         """Whether nothing is ever lost, so that every task runs exactly once."""
         return not (
             self.slot_crashes or self.agent_crashes or self.mutes or self.drains or self.client_crashes
+            or self.shape.ending_workers
             or self.shape.flaky or self.shape.raising or self.shape.killing or self.shape.timeouts or self.cancels
             or self.broken_links or self.refused_peers or self.full_stores or self.stalls or self.slot_start_failures
         )  # fmt: skip
 
     @property
     def compares_shares(self) -> bool:
-        """Whether clients must have equal shares: each may use every slot, and its functions can be measured."""
-        restricted = self.shape.resources or self.shape.named_workers
-        return self.calm and self.clients > 1 and not restricted and not self.shape.long
+        """Whether clients must have their shares: each may use every slot, and its functions can be measured."""
+        restricted = self.shape.resources or self.shape.named_workers or self.shape.impossible
+        alike = not restricted and not self.shape.long and not self.shape.parents
+        return self.calm and self.clients > 1 and alike
 
     @property
     def keeps_the_promise(self) -> bool:
-        """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
+        """Whether an idle slot may be held against the scheduler: it hears of everything soon.
+
+        Not where tasks wait for tasks: there a seat changes hands through several messages, and 0.12 s were seen.
+        """
+        if self.shape.parents:
+            return False
         return not (self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores)
 
 
@@ -101,7 +114,7 @@ def draw_plan(random: Random) -> Plan:
         workers = ((workers[0][0], 2.0), *workers[1:])  # one that can run the largest task
     faulty = random.random() < 0.7
     slow = random.random() < 0.15
-    return Plan(
+    plan = Plan(
         workers=workers,
         late_workers=random.choice((0, 0, 1, 2)),
         clients=random.choice((1, 1, 2, 3)),
@@ -135,4 +148,20 @@ def draw_plan(random: Random) -> Plan:
         shares=chance(0.4, 0.05, 0.3),
         offers=chance(0.4, 0.05, 0.3),
         repeats=chance(0.1, 0.05, 0.5),
+    )
+    # What came to the plans later is drawn last, so that earlier seeds go on showing what they showed.
+    weights = tuple(random.choice((0.5, 1.0, 2.0, 4.0)) for _ in range(plan.clients))
+    plan = replace(
+        plan,
+        asks=chance(0.3, 0.05, 0.3),
+        explains=chance(0.3, 0.2, 1.0),
+        shape=replace(shape, impossible=chance(0.15, 0.02, 0.2)),
+        unmet_request_seconds=random.choice((20.0, 60.0)),
+        weights=weights if random.random() < 0.2 else (),
+        one_task_at_a_time=random.random() < 0.12,
+    )
+    return replace(
+        plan,
+        shape=replace(plan.shape, ending_workers=chance(0.1, 0.005, 0.03) * faulty),
+        arguments_limit_bytes=random.choice((2, 12, 60, 1 << 20, 1 << 20, 1 << 20)),
     )

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.scheduler import invariants
 from cluster.scheduler.machine import Close, Congested, Disconnected, Event, Received, Scheduler, Settings, Tick
+from cluster.scheduler.table import GRANTED
 from cluster.simulation.network import Connection
+from cluster.simulation.plan import Plan
 from cluster.simulation.timer import Timer
 from cluster.wire import messages
 
@@ -20,12 +22,18 @@ EPOCH = 7
 ROWS_AN_EVENT = 30
 
 
+def _settings(plan: Plan) -> Settings:
+    return Settings(
+        lineage_rows=plan.lineage_rows, unmet_request_seconds=plan.unmet_request_seconds, arguments_told_bytes=1
+    )
+
+
 class SchedulerProcess:
     """The one scheduler of a simulation; it never fails."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.machine = Scheduler(EPOCH, Settings(lineage_rows=world.plan.lineage_rows))
+        self.machine = Scheduler(EPOCH, _settings(world.plan))
         self.ledger = self.machine.ledger
         self._connections: dict[int, Connection] = {}
         self._peers_seen = 0
@@ -55,7 +63,16 @@ class SchedulerProcess:
 
     def _lost(self, peer: int) -> None:
         if self._connections.pop(peer, None) is not None:
+            self._note_who_was_there(peer)
             self._handle(Disconnected(peer))
+
+    def _note_who_was_there(self, peer: int) -> None:
+        worker = self.ledger.worker_of_peer.get(peer)
+        if worker is not None and not worker.draining:
+            table = self.ledger.table
+            for row, holder in enumerate(table.holder):
+                if holder == worker.index and table.state[row] == GRANTED:
+                    self.world.spec_of(row).worker_deaths += 1
 
     def _wake(self) -> None:
         self._handle(Tick())
@@ -84,6 +101,7 @@ class SchedulerProcess:
             self._unchecked = 0
             self.check()
         world.promise.look()
+        world.explain.look()
         world.fairness.look()
         self._timer.follow(self.machine.next_wakeup)
 
@@ -91,3 +109,4 @@ class SchedulerProcess:
         """Compare the ledger with a search."""
         invariants.check(self.ledger)
         invariants.check_placement(self.machine.placement)
+        invariants.check_census(self.ledger)

@@ -6,7 +6,10 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from cluster.simulation.gathering import Gather
+from cluster.simulation.slot_clients import SlotClient
 from cluster.simulation.workloads import Reference, Spec, Workload, decode_value, encode_value
+from cluster.wire.task_output import RAW, STDOUT, Piece, row_of
 from cluster.worker import events
 
 if TYPE_CHECKING:
@@ -15,7 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["SMALL_VALUE_BYTES", "SlotProcess"]
 
 SMALL_VALUE_BYTES = 64 * 1024
+WRITES = 0.1  # of the tasks
 LEARNING_OF_A_DEATH_SECONDS = 0.002
+
+
+class Frame:
+    """A task that waits for its children inside its process."""
+
+    def __init__(
+        self, spec: Spec, name: tuple[int, int], sequence: int, started: float, value: Any, gather: Gather
+    ) -> None:
+        self.spec = spec
+        self.name = name
+        self.sequence = sequence
+        self.started = started
+        self.value = value
+        self.gather = gather
+        self.noted = False
+        self.woken = False
 
 
 class SlotProcess:
@@ -31,18 +51,42 @@ class SlotProcess:
         self.functions: dict[bytes, bytes] = {}
         self._pipe: deque[int] = deque()
         self._tasks: dict[int, tuple[events.GiveTasks, int]] = {}
+        self.stack: list[Frame] = []
+        self.client: SlotClient | None = None
+        self.name: tuple[int, int] | None = None  # of the task that runs
+        self._children: list[int] = []  # numbers that the running task has submitted
         self._reports: deque[Any] = deque()  # written, not yet read by the agent
         self._sequence = 0
+        self._interrupted_early = 0  # the sequence whose interrupt came before it was claimed
         self._step = 0  # what was planned for an earlier step does not happen
         self._started = 0.0
+        self._run = (0, 0)  # attempt and row of the running task
         self._value: tuple[bytes, tuple[Reference, ...]] = (b"", ())
         self._random = agent.world.random_of("slots")
+        self._writing = agent.world.random_of("output")  # apart, so that writing changes nothing else
         self._clock = agent.world.clock
 
     @property
     def idle(self) -> bool:
         """Whether it waits for a task, and none is in its pipe."""
-        return self.ready and not self.dead and not self._sequence and not self._pipe
+        return self.ready and not self.dead and not self._sequence and not self._pipe and not self.stack
+
+    @property
+    def busy(self) -> bool:
+        """Whether it takes a seat, or soon will: a task runs, or may be claimed, or wants to go on, or it starts."""
+        if self.dead or self._sequence or self._pipe:
+            return True
+        return self.stack[-1].woken if self.stack else not self.ready
+
+    @property
+    def unread(self) -> bool:
+        """Whether the agent has not read all that it reported."""
+        return bool(self._reports)
+
+    @property
+    def unclaimed(self) -> list[Spec]:
+        """The tasks in its pipe, in order."""
+        return [self._spec(*self._tasks[sequence]) for sequence in self._pipe]
 
     # ------------------------------------------------------------------ the agent's side
 
@@ -58,6 +102,9 @@ class SlotProcess:
     def give(self, effect: events.GiveTasks) -> None:
         """Records come into the pipe."""
         assert effect.function_id in self.functions, "a slot was given a task of a function that it does not have"
+        if self.agent.world.plan.one_task_at_a_time:
+            alone = effect.tasks == 1 and not self._pipe and not self._sequence
+            assert alone, "a slot that takes one task at a time was given more"
         for index in range(effect.tasks):
             self._tasks[effect.sequence + index] = (effect, index)
             self._pipe.append(effect.sequence + index)
@@ -72,9 +119,40 @@ class SlotProcess:
         self._note_idle()
         return taken
 
+    def note_wait(self, sequence: int) -> None:
+        """What comes from now on is to be run inside that task."""
+        frame = self.stack[-1]
+        assert frame.sequence == sequence and not self._pipe, "a wait was noted at the wrong time"
+        frame.noted = True
+
+    def go_on(self, sequence: int, interrupted: bool) -> None:
+        """The task that waited goes on."""
+        if self.dead:
+            return
+        if not self.stack or self.stack[-1].sequence != sequence:
+            assert sequence == self._sequence and interrupted, f"task {sequence} is to go on, and does not wait"
+            self.interrupt(sequence)
+            return
+        assert not self._sequence, "a task is to go on below one that runs"
+        frame = self.stack.pop()
+        assert frame.woken or interrupted, "a task is to go on, and what it waits for has not come"
+        self.running, self.name, self._started = frame.spec, frame.name, frame.started
+        self._sequence, self._value, self._children = sequence, frame.value, frame.gather.numbers
+        self.agent.note_seats()
+        if interrupted:
+            frame.gather.give_up()
+            self._plan(0.0, self._interrupted)
+        elif frame.gather.failed:
+            self._plan(0.0, self._fail, "exception", "a child has failed")
+        else:
+            self._plan(0.0, self._succeed)
+
     def interrupt(self, sequence: int) -> None:
-        """Raise in the task, if it is that one."""
-        if sequence == self._sequence and self.running is not None and not self.running.stubborn:
+        """Raise in the task, if it is that one, or before it begins."""
+        ending = self.client is not None and self.client.settles
+        if sequence in self._pipe:
+            self._interrupted_early = sequence
+        elif sequence == self._sequence and self.running is not None and not self.running.stubborn and not ending:
             self._plan(0.0001 * self._random.random(), self._interrupted)
 
     def answer_segment(self, sequence: int, path: str, reason: str) -> None:
@@ -90,7 +168,11 @@ class SlotProcess:
         self._step += 1
         if self.running is not None:
             self.running.deaths += signal != 9
-            self._leave(self.running)
+        elif self.stack:
+            self.stack[-1].spec.deaths += signal != 9
+        for frame in self.stack:
+            frame.spec.waiting_deaths += signal != 9
+        self._vanish()
         self._clock.after(LEARNING_OF_A_DEATH_SECONDS, self._is_missed, exit_code, signal)
 
     # ------------------------------------------------------------------ its own life
@@ -103,6 +185,7 @@ class SlotProcess:
         self._report(events.SlotReady(self.index))
 
     def _note_idle(self) -> None:
+        self.agent.note_seats()
         if self.idle:
             self.idle_since = self._clock.now
 
@@ -115,6 +198,8 @@ class SlotProcess:
             action(*arguments)
 
     def _plan_claim(self) -> None:
+        if self.stack and (self.stack[-1].woken or not self.stack[-1].noted):
+            return
         if self.ready and not self._sequence and self._pipe:
             self._plan(0.00002 * self._random.random(), self._claim)
 
@@ -125,8 +210,17 @@ class SlotProcess:
         self._started = self._clock.now
         effect, index = self._tasks.pop(self._sequence)
         spec = self.running = self._spec(effect, index)
+        self.name = self._run = (effect.context[0], row_of(effect.context[1], index))
+        self._children = []
+        self.agent.note_seats()
+        if self.stack:
+            inside = self.stack[-1].spec
+            assert spec.index in inside.children, f"task {spec.index} runs inside {inside.index}, not its parent"
         spec.runs += 1
         spec.active += 1
+        if self._sequence == self._interrupted_early:
+            self._interrupted()
+            return
         try:
             inputs = self._inputs(effect, index)
         except FileNotFoundError as error:
@@ -141,10 +235,48 @@ class SlotProcess:
         self._value = (digest, references)
         if spec.runs <= spec.dies_first:
             self._plan(spec.seconds * self._random.random(), self.die, -1, 11)
+        elif spec.ends_workers:
+            self._plan(spec.seconds * self._random.random(), self.agent.die)
         elif spec.runs <= spec.raises_first:
             self._plan(spec.seconds, self._fail, "exception", "as planned")
+        elif spec.children:
+            self._plan(spec.seconds * self._random.random(), self._submit_children)
         else:
             self._plan(spec.seconds, self._succeed)
+
+    # ------------------------------------------------------------------ tasks that submit tasks
+
+    def _submit_children(self) -> None:
+        assert self.running is not None and self.name is not None
+        spec = self.running
+        if self.client is None:
+            self.agent.clients_seen += 1
+            self.client = SlotClient(self, f"{self.agent.address} {self.agent.clients_seen}")
+        specs = self.agent.world.workload.specs
+        numbers = self._children = self.client.submit([specs[child] for child in spec.children])
+        if spec.returns_children:
+            digest, references = self._value
+            self._value = digest, (*references, *((self.client.client_id, number) for number in numbers))
+            self._plan(spec.seconds * self._random.random(), self._succeed)
+            return
+        gather = self.client.gather(numbers)
+        if gather.done:
+            self._plan(0.0, self._fail, "exception", "a child") if gather.failed else self._plan(0.0, self._succeed)
+            return
+        self.stack.append(Frame(spec, self.name, self._sequence, self._started, self._value, gather))
+        self._report(events.SlotWaits(self.index, self._sequence))
+        self._sequence, self.running, self.name = 0, None, None
+        self.agent.note_seats()
+
+    def look(self) -> None:
+        """Perhaps what the innermost task waits for has come."""
+        if self.stack and not self._sequence and not self.dead:
+            frame = self.stack[-1]
+            if frame.gather.done and not frame.woken:
+                frame.woken = True
+                self._step += 1  # nothing is claimed any more
+                self._report(events.SlotWoken(self.index, frame.sequence))
+                self.agent.note_seats()
 
     def _spec(self, effect: events.GiveTasks, index: int) -> Spec:
         blob = effect.blob
@@ -175,6 +307,7 @@ class SlotProcess:
         if nbytes > SMALL_VALUE_BYTES:
             self._report(events.SegmentAsked(self.index, self._sequence, nbytes))
             return
+        self._hand_over(references)
         data = encode_value(digest, references, nbytes)
         report: list[Any] = [self._sequence, self._seconds(), data]
         if references:
@@ -187,6 +320,7 @@ class SlotProcess:
             self._fail("exception", reason)
             return
         digest, references = self._value
+        self._hand_over(references)
         self.agent.write(path, encode_value(digest, references, 0))
         contains = [part for reference in references for part in reference]
         self._end([self._sequence, self._seconds(), "segment", self.running.nbytes, contains])
@@ -200,19 +334,57 @@ class SlotProcess:
     def _seconds(self) -> float:
         return self._clock.now - self._started
 
+    def _write_something(self, spec: Spec) -> None:
+        """Now and then a task writes its index, and says how far it is."""
+        if self._writing.random() < WRITES:
+            text = b"%d" % spec.index
+            # Named by a mark, or by nothing: then it is the running task's.
+            name = self._run if self._writing.random() < 0.7 else (0, 0)
+            piece = Piece(STDOUT if name[0] else RAW, *name, text)
+            self._report(events.SlotWrote(self.index, [piece], self._clock.now))
+            self._report(events.ProgressMade(*self._run, 0.5, "half"))
+
+    def _hand_over(self, references: tuple[Reference, ...]) -> None:
+        if self.client is not None and self.name is not None:
+            own = sorted({number for client_id, number in references if client_id == self.client.client_id})
+            if own:
+                self.client.session.hand_over(*self.name, own)
+
     def _end(self, report: list[Any]) -> None:
+        if self.client is not None and self.client.let_go(self._children, lambda: self._end_at_last(report)):
+            self._step += 1  # until the scheduler has got what it was told, no interrupt
+        else:
+            self._end_at_last(report)
+
+    def _end_at_last(self, report: list[Any]) -> None:
+        if self.dead or not self.agent.alive:
+            return
         self._sequence = 0
+        self.name = None
+        self._children = []
         if self.running is not None:
+            self._write_something(self.running)
             self._leave(self.running)
         self._report(report)
         self._note_idle()
         self._plan_claim()
+        self.look()
 
     def forget(self) -> None:
         """Its agent has ended, and it with the agent."""
-        self.dead = True
+        if not self.dead:
+            self.dead = True
+            self._vanish()
+
+    def _vanish(self) -> None:
         if self.running is not None:
             self._leave(self.running)
+        for frame in self.stack:
+            frame.gather.give_up()
+            self._leave(frame.spec)
+        self.stack.clear()
+        if self.client is not None:
+            self.client.die()
 
     def _leave(self, spec: Spec) -> None:
         spec.active -= 1
@@ -250,3 +422,8 @@ class SlotProcess:
             return
         self._is_read()
         self.agent.slot_ended(self.index, self.take_back(), exit_code, signal)
+
+
+def _row(rows: list[int], index: int) -> int:
+    runs = zip(rows[::2], rows[1::2], strict=True)
+    return [row for first, count in runs for row in range(first, first + count)][index]

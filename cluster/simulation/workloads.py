@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
+from cluster.scheduler.suspects import AGENT_DEATHS_ALLOWED
+
 __all__ = ["Reference", "Shape", "Spec", "Workload", "decode_value", "encode_value"]
 
 Reference = tuple[bytes, int]  # a client's id and its number: a future inside a value
@@ -44,15 +46,22 @@ class Spec:
     nbytes: int = 0
     raises_first: int = 0  # so many runs raise
     dies_first: int = 0  # so many runs kill their slot
+    impossible: bool = False  # asks for what no worker has
+    ends_workers: bool = False  # every run takes its whole worker down
     stubborn: bool = False  # does not stop when it is asked to
     options: dict[str, object] = field(default_factory=dict)
     offered: bool = False
     references: tuple[Reference, ...] = ()  # of an offered value
     passes_on: bool = False  # the value contains the futures of its inputs
+    children: tuple[int, ...] = ()  # by index: what it submits when it runs
+    returned_by: int = -1  # by index: the parent whose value contains its future
+    returns_children: bool = False  # it does not wait for them: its value contains their futures
     cancelled: bool = False  # somebody asked for that
     uncertain: bool = False  # it may end as lost: its client went, or its recipe was bounded
     runs: int = 0
     deaths: int = 0  # slots that died while running it
+    worker_deaths: int = 0  # workers that ended while it was granted to them
+    waiting_deaths: int = 0  # slots that died while it waited in them
     active: int = 0  # slots that run it now
     left_a_slot_at: float = 0.0
 
@@ -71,15 +80,19 @@ class Spec:
         kinds = set()
         if self.raises_first > self.retries:
             kinds.add("exception")
-        if self.deaths >= 3:
+        deaths = self.deaths + self.waiting_deaths
+        # The first death of a worker is no charge.
+        if (self.deaths and deaths >= 3) or deaths >= 10 or self.worker_deaths > AGENT_DEATHS_ALLOWED:
             kinds.add("died")
-        if 0 < self.timeout_seconds < self.seconds:
+        if 0 < self.timeout_seconds < self.seconds or (self.timeout_seconds and self.children):
             kinds.add("timeout")
         if self.cancelled:
             # Where another client's want outweighs a cancel, the task is forgotten with that want.
             kinds |= {"cancelled", "let go of"}
         if self.uncertain:
             kinds.add("lost")
+        if self.impossible:
+            kinds.add("unrunnable")
         return kinds
 
     @property
@@ -87,7 +100,8 @@ class Spec:
         """Whether no run of it can succeed."""
         patience = 1.1 if self.stubborn else 0.0  # in which what was asked to stop may still end
         too_long = 0 < self.timeout_seconds < self.seconds - patience
-        return self.raises_first >= 1_000 or self.dies_first >= 1_000 or too_long
+        hopeless = self.impossible or self.ends_workers or self.raises_first >= 1_000 or self.dies_first >= 1_000
+        return hopeless or too_long
 
 
 @dataclass(frozen=True)
@@ -99,12 +113,16 @@ class Shape:
     raising: float = 0.0
     flaky: float = 0.0
     killing: float = 0.0
+    ending_workers: float = 0.0
     timeouts: float = 0.0
     large: float = 0.0
     resources: float = 0.0
     named_workers: float = 0.0
     priorities: float = 0.0
     references: float = 0.0
+    impossible: float = 0.0
+    parents: float = 0.0
+    depth: int = 2  # of children's children
     functions: int = 3
     skew: float = 1.0  # how many times longer the first client's tasks run
 
@@ -116,6 +134,7 @@ class Workload:
         self.specs: list[Spec] = []
         self.shape = shape
         self.always_possible: set[str] = set()  # kinds of failure that any task may come to
+        self.values_were_lost = False  # workers have ended
         self._random = random
         self._workers = workers
         self._digests: dict[int, bytes] = {}
@@ -142,11 +161,12 @@ class Workload:
         return blake2b(b"%d:" % index + b"".join(inputs), digest_size=12).digest()
 
     def ancestry(self, index: int) -> set[int]:
-        """A task and all that it needs."""
+        """A task and all that it needs, its children among that."""
         found = {index}
         stack = [index]
         while stack:
-            for source in self.specs[stack.pop()].inputs:
+            spec = self.specs[stack.pop()]
+            for source in spec.inputs if spec.returns_children else spec.inputs + spec.children:
                 if source not in found:
                     found.add(source)
                     stack.append(source)
@@ -159,6 +179,10 @@ class Workload:
             hopeless = [spec.index for spec in ancestry if spec.must_fail]
             return f"task {index} has a value, though {hopeless} cannot succeed" if hopeless else ""
         kinds = {kind for spec in ancestry for kind in spec.own_failures()}
+        if self.values_were_lost and any(spec.returned_by >= 0 for spec in ancestry):
+            kinds.add("let go of")  # what a run returned went with its value, though somebody had the bytes
+        if kinds and any(spec.children for spec in ancestry):
+            kinds.add("exception")  # what a child comes to is raised in its parent
         if failure not in kinds | self.always_possible:
             return f"task {index} failed with {failure!r}, and nothing that it needs may fail but with {sorted(kinds)}"
         return ""
@@ -174,7 +198,7 @@ class Workload:
             spec.function = f"f{random.randrange(shape.functions)}"
             self._draw_options(spec)
         else:
-            spec.function, spec.options = like.function, like.options
+            spec.function, spec.options, spec.impossible = like.function, like.options, like.impossible
         spec.seconds = self._seconds() * (1.0 if client else shape.skew)
         if spec.timeout_seconds:
             spec.seconds = spec.timeout_seconds * random.choice((0.01, 0.2, 20.0))
@@ -189,8 +213,35 @@ class Workload:
             spec.raises_first = random.randint(1, 3)
         elif random.random() < shape.killing:
             spec.dies_first = random.choice((1, 2, 1_000_000))
+        if shape.ending_workers and random.random() < shape.ending_workers:
+            spec.ends_workers = True
         spec.passes_on = random.random() < shape.references
+        if shape.parents:
+            self._draw_children(spec, shape.depth)
         return spec
+
+    def _draw_children(self, spec: Spec, levels: int) -> None:
+        random, shape = self._random, self.shape
+        if levels == 0 or random.random() >= shape.parents:
+            return
+        spec.stubborn = False  # where it waits it cannot help being stopped
+        children = []
+        for _ in range(random.choice((1, 1, 2, 3, 8))):
+            child = Spec(len(self.specs), spec.client, function=f"f{random.randrange(shape.functions)}")
+            self.specs.append(child)
+            child.seconds = self._seconds()
+            child.nbytes = random.choice(SMALL_BYTES)
+            if random.random() < shape.raising / 4:
+                child.raises_first = 1_000_000
+            elif random.random() < shape.killing:
+                child.dies_first = random.choice((1, 2, 1_000_000))
+            self._draw_children(child, levels - 1)
+            children.append(child.index)
+        spec.children = tuple(children)
+        spec.returns_children = random.random() < 0.2
+        if spec.returns_children:
+            for index in children:
+                self.specs[index].returned_by = spec.index
 
     def offered(self, client: int, references: tuple[Reference, ...]) -> Spec:
         """One more value that a client offers."""
@@ -221,6 +272,11 @@ class Workload:
             options["workers"] = random.sample(self._workers, random.randint(1, len(self._workers)))
             if random.random() < 0.3:
                 options["allow_other_workers"] = True
+        if shape.impossible and random.random() < shape.impossible:
+            spec.impossible = True
+            options["resources"] = {"gpu": 99.0}
+            options.pop("workers", None)
+            options.pop("allow_other_workers", None)
         if random.random() < shape.priorities:
             options["priority"] = random.randint(-2, 2)
 

@@ -20,6 +20,7 @@ from cluster.simulation.agents import AgentProcess
 from cluster.simulation.checkers import FairnessWatch, PromiseWatch, check_agreement, check_everything_is_gone
 from cluster.simulation.clients import ClientProcess
 from cluster.simulation.clock import Clock
+from cluster.simulation.explaining import ExplainWatch
 from cluster.simulation.faults import RESTART_SECONDS, Faults
 from cluster.simulation.network import Connection, Link, Network
 from cluster.simulation.plan import Plan, draw_plan
@@ -35,7 +36,8 @@ COME_TWICE = frozenset(
         messages.DefineFunction, messages.Submit, messages.Offer, messages.Alias, messages.Release, messages.Await,
         messages.Keep, messages.Cancel, messages.Pushed, messages.Done, messages.RunFailed, messages.Recalled,
         messages.Held, messages.Draining, messages.AgentHeartbeat, messages.Grant, messages.Recall, messages.Stop,
-        messages.Free, messages.Finished, messages.Failed,
+        messages.Free, messages.Finished, messages.Failed, messages.Order, messages.Ordered, messages.LivesInSlot,
+        messages.HandOver, messages.Suspended, messages.Resumed, messages.Room,
     )
 )  # fmt: skip
 START_SECONDS = 1000.0
@@ -58,6 +60,7 @@ class Report:
     values_compared: int = 0
     fingerprint: int = 0  # of all that was decided, if it was recorded
     faults: dict[str, int] = field(default_factory=dict)
+    explained: dict[int, int] = field(default_factory=dict)  # rows that were explained rightly, by their state
 
 
 class World:
@@ -83,6 +86,8 @@ class World:
         self.workload = Workload(self.random_of("workload"), plan.shape, self._names)
         if plan.lineage_rows < 1_000_000 or plan.full_stores or plan.refused_peers:
             self.workload.always_possible.add("lost")
+        if plan.mutes:
+            self.workload.always_possible.add("died")  # who is silent counts as ended, whatever became of it
         if plan.full_stores:
             self.workload.always_possible.add("exception")
         self.healed = False
@@ -91,12 +96,13 @@ class World:
         self.mute: list[AgentProcess] = []
         self.clients: list[ClientProcess] = []
         self.workers_ended = False  # whether any ever did
-        self.progress_at = 0.0  # when a task was last run, or a value fetched
+        self.progress_at = 0.0  # when a task was last run or has failed, or a value was fetched
         self._lives: dict[str, int] = {}
         self._record = record
         self.scheduler = SchedulerProcess(self)
         self.promise = PromiseWatch(self)
         self.fairness = FairnessWatch(self)
+        self.explain = ExplainWatch(self)
         restarts = self.random_of("restarts")
         self._restarts = restarts
         for index, name in enumerate(self._names):
@@ -164,7 +170,7 @@ class World:
 
     def agent_ended(self, agent: AgentProcess) -> None:
         """A worker has died or drained: whoever runs this cluster starts it again."""
-        self.workers_ended = True
+        self.workers_ended = self.workload.values_were_lost = True
         seconds = 0.5 if self.healed else self._restarts.choice(RESTART_SECONDS)
         self.clock.after(seconds, self.start_agent, agent.name)
 
@@ -186,6 +192,8 @@ class World:
         if any(not client.alive for client in self.clients):
             self._run_until(self.clock.now + CLIENT_GRACE_SECONDS, lambda: False)
         self._settle()
+        unanswered = {client.name: client.asked for client in alive if client.asked}
+        assert not unanswered, f"questions were never answered: {unanswered}"
         self.scheduler.check()
         check_agreement(self)
         for client in alive:
@@ -197,6 +205,8 @@ class World:
         for client in alive:
             client.session.leave()
             client.send()
+        for agent in self.agents.values():
+            agent.end_clients()
         self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
         self.scheduler.check()
         check_everything_is_gone(self)
@@ -212,6 +222,11 @@ class World:
         self._run_until(
             self.clock.now + LONGEST_SECONDS,
             lambda: not any(worker.outstanding for worker in workers.values()) or self._stands_still(),
+        )
+        # What a client keeps back may wait for room that a task takes which nobody can run: until that fails.
+        self._run_until(
+            self.clock.now + PATIENCE_SECONDS,
+            lambda: all(client.session.has_room for client in self.clients if client.alive),
         )
         self._run_until(self.clock.now + 1.0, lambda: False)
 

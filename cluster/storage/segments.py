@@ -22,10 +22,12 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import stat
 import time
 import weakref
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +36,7 @@ from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded
 
 RESERVE_STEP_BYTES = 64 << 20
+WRITE_STEP_BYTES = 1 << 20
 ROOM_CHECKED_BYTES = 1 << 20
 """For smaller segments the reservation itself tells soon enough."""
 MEMORY_LEFT_BYTES = 64 << 20
@@ -43,6 +46,7 @@ UNLOCKED_GRACE_SECONDS = 60.0
 PARTS_A_WRITE = 512
 
 _LOCK = "lock"
+_MODULES = "modules"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _own_directories: set[Path] = set()
@@ -51,14 +55,18 @@ _own_directories: set[Path] = set()
 class SegmentDirectory:
     """The segments of one process; only that process creates and removes them, others open them by path."""
 
-    def __init__(self, parent: Path, name: str) -> None:
-        """Make a directory for `name` under `parent` (the shared memory directory of the settings), and lock it."""
+    def __init__(self, parent: Path, name: str, *, fast_paths: bool = True) -> None:
+        """Make a directory for `name` under `parent` (the shared memory directory of the settings), and lock it.
+
+        `fast_paths`: whether room is reserved by `posix_fallocate`, where there is one, and not by writing zeros.
+        """
+        self._reserve = _reserve_at_once if fast_paths and hasattr(os, "posix_fallocate") else _reserve_by_writing
         self._lock_descriptor = -1
         self._descriptor = -1
         self._process_id = os.getpid()
-        self._count = 0
+        self._numbers = count(1)
         base, base_descriptor = _open_base(parent)
-        self._in_memory = _lies_in_memory(parent)
+        self._in_memory = lies_in_memory(parent)
         try:
             while self._lock_descriptor < 0:
                 self.path = base / f"{name}-{os.urandom(8).hex()}"
@@ -85,8 +93,7 @@ class SegmentDirectory:
 
     def create(self, nbytes: int) -> str:
         """Make a segment with room for so many bytes and give its path; `StoreFull` if there is no room."""
-        self._count += 1
-        name = f"s{self._count}"
+        name = f"s{next(self._numbers)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             segment = os.open(name, flags, 0o600, dir_fd=self._descriptor)
@@ -96,8 +103,7 @@ class SegmentDirectory:
             if nbytes >= ROOM_CHECKED_BYTES and nbytes > self.free_bytes():
                 # A reservation that must fail would fill the memory before it does.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            for start in range(0, nbytes, RESERVE_STEP_BYTES):
-                os.posix_fallocate(segment, start, min(RESERVE_STEP_BYTES, nbytes - start))
+            self._reserve(segment, nbytes)
         except OSError as error:
             os.unlink(name, dir_fd=self._descriptor)
             raise self._store_error(error, nbytes) from error
@@ -112,6 +118,13 @@ class SegmentDirectory:
             f"no room for a value of {format_bytes(nbytes)} in {self.path}: {format_bytes(self.free_bytes())} free. "
             "Release values that are no longer needed, or give shared_memory_directory a place with more room."
         )
+
+    @property
+    def modules_path(self) -> Path:
+        """A folder in the directory for modules that users uploaded; it goes with the directory."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_MODULES, 0o700, dir_fd=self._descriptor)
+        return self.path / _MODULES
 
     def free_bytes(self) -> int:
         """How much room is there: in the file system and, if that lies in memory, in what the machine can spare?"""
@@ -151,6 +164,17 @@ class SegmentDirectory:
         self.close()
 
 
+def _reserve_at_once(segment: int, nbytes: int) -> None:
+    for start in range(0, nbytes, RESERVE_STEP_BYTES):
+        os.posix_fallocate(segment, start, min(RESERVE_STEP_BYTES, nbytes - start))
+
+
+def _reserve_by_writing(segment: int, nbytes: int) -> None:
+    zeros = memoryview(bytes(min(nbytes, WRITE_STEP_BYTES)))
+    while nbytes:
+        nbytes -= os.write(segment, zeros[:nbytes])
+
+
 # --------------------------------------------------------------------------- what others left behind
 
 
@@ -161,6 +185,30 @@ def sweep(parent: Path) -> list[Path]:
     base, descriptor = _open_base(parent)
     os.close(descriptor)
     return [path for path in sorted(base.iterdir()) if remove_if_dead(path)]
+
+
+def abandoned_bytes(parent: Path) -> int:
+    """How many bytes lie under `parent` in directories whose owners are dead; the next `sweep` removes them."""
+    base = parent / _base_name()
+    try:
+        folders = [path for path in base.iterdir() if path not in _own_directories]
+    except FileNotFoundError:
+        return 0
+    return sum(_abandoned_bytes(path) for path in folders)
+
+
+def _abandoned_bytes(path: Path) -> int:
+    try:
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # being made, being removed, or not made by this program
+        return 0
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return sum(file.lstat().st_size for file in path.iterdir())
+    except (BlockingIOError, FileNotFoundError):  # its owner lives, or it is being removed
+        return 0
+    finally:
+        os.close(lock)
 
 
 def remove_if_dead(path: Path) -> bool:
@@ -207,7 +255,10 @@ def _remove_files(directory: int) -> None:
     """Remove all files of a directory, its lock last: until then nobody takes it for one that is being made."""
     for name in sorted(os.listdir(directory), key=lambda name: (name == _LOCK, name)):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
+            if name == _MODULES:
+                shutil.rmtree(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
 
 
 def _base_name() -> str:
@@ -235,7 +286,7 @@ def _open_base(parent: Path) -> tuple[Path, int]:
     raise _unsafe(base, f"others may enter it (mode {stat.S_IMODE(facts.st_mode):o}); `chmod 700` it or remove it")
 
 
-def _lies_in_memory(path: Path) -> bool:
+def lies_in_memory(path: Path) -> bool:
     """Is this a file system whose files are memory? Unknown counts as no: the file system's own limit then holds."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Iterable
 from typing import Final
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
@@ -109,22 +108,23 @@ class BlockingConnection:
         """Send encoded messages and raw bytes, and wait until the system has taken all; raises ConnectionLost."""
         if len(buffers) == 1:
             # Nearly always the first call takes all.
-            sent = self._send_some(buffers)
+            sent = self.send_some(*buffers)
             if sent == len(buffers[0]):
                 return
             buffers = (memoryview(buffers[0])[sent:],)
         waiting = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if len(view)]
         while waiting:
-            sent = self._send_some(waiting[:_BUFFERS_LIMIT])
+            sent = self.send_some(*waiting[:_BUFFERS_LIMIT])
             if not sent:
                 wait_for_socket(self._descriptor(), writing=True, timeout_seconds=None)
             waiting = _without_first(waiting, sent)
 
-    def _send_some(self, buffers: Iterable[bytes | memoryview]) -> int:
+    def send_some(self, *buffers: bytes | memoryview) -> int:
+        """Send what the system takes now, and return how many bytes that was; raises ConnectionLost."""
         try:
             if hasattr(self._socket, "sendmsg"):
                 return self._socket.sendmsg(buffers)
-            return self._socket.send(next(iter(buffers)))
+            return self._socket.send(buffers[0])
         except BlockingIOError:
             return 0
         except OSError as error:

@@ -326,13 +326,16 @@ class Connection(asyncio.BufferedProtocol):
         if self._outgoing is not None and not self.closed:
             self._outgoing.put_raw(buffers, done)
 
-    def send_file(self, path: str, nbytes: int, done: Callable[[], None] | None = None) -> None:
+    def send_file(
+        self, path: str, nbytes: int, done: Callable[[], None] | None = None, *, by_system_call: bool = True
+    ) -> None:
         """Send a file's first `nbytes` bytes behind the message that announced them; `done` as in `send_raw`.
 
-        The file is opened now (OSError if it cannot be) and may be removed at once.
+        The file is opened now (OSError if it cannot be) and may be removed at once. `by_system_call`: by `sendfile`
+        where there is one; else by reading and writing it in pieces.
         """
         if self._outgoing is not None and not self.closed:
-            self._outgoing.put_file(path, nbytes, done)
+            self._outgoing.put_file(path, nbytes, done, by_system_call)
 
     def _relieved(self) -> None:
         if self.on_writable is not None and not self._closing:

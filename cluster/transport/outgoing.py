@@ -27,10 +27,11 @@ _FLUSH_BYTES: Final = 4 * 1024 * 1024
 class _FilePart:
     """What is still to be sent of an open file."""
 
-    __slots__ = ("descriptor", "offset", "remaining_bytes")
+    __slots__ = ("by_system_call", "descriptor", "offset", "remaining_bytes")
 
-    def __init__(self, descriptor: int, remaining_bytes: int) -> None:
+    def __init__(self, descriptor: int, remaining_bytes: int, by_system_call: bool) -> None:
         self.descriptor = descriptor
+        self.by_system_call = by_system_call
         self.offset = 0
         self.remaining_bytes = remaining_bytes
 
@@ -95,11 +96,13 @@ class Outgoing:
                 self._enqueued(len(view))
         self._put_callback(done)
 
-    def put_file(self, path: str, nbytes: int, done: Callable[[], None] | None) -> None:
-        """Open a file and queue its first bytes."""
+    def put_file(
+        self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True
+    ) -> None:
+        """Open a file and queue its first bytes, to be sent by `sendfile` if that is wanted and there is one."""
         if nbytes:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-            self._queue.append(_FilePart(descriptor, nbytes))
+            self._queue.append(_FilePart(descriptor, nbytes, by_system_call and hasattr(os, "sendfile")))
             self._enqueued(nbytes)
         self._put_callback(done)
 
@@ -191,7 +194,7 @@ class Outgoing:
         """Send a piece of the file; 0 when the socket takes nothing now."""
         count = min(part.remaining_bytes, _FILE_STEP_BYTES)
         try:
-            if hasattr(os, "sendfile"):
+            if part.by_system_call:
                 sent = os.sendfile(self._socket_descriptor, part.descriptor, part.offset, count)
             else:
                 data = os.read(part.descriptor, min(count, _STEP_BYTES))

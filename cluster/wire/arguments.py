@@ -12,9 +12,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.errors import SerializationError
+from cluster.errors import ClusterError, SerializationError
 from cluster.units import format_bytes
-from cluster.wire.encoded import Reference
+from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import Mark, dumps, input_at, inputs_at
 from cluster.wire.pickling import ValuePickler
 from cluster.wire.unpicklable import serialization_error
@@ -29,17 +29,47 @@ NESTING_LIMIT = 20
 _NOTHING: tuple[Any, ...] = ()
 
 
+class ArgumentChanged(ClusterError):
+    """A large argument is not any more what it was at the call."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__(
+            f"a large argument, a {type(value).__qualname__}, was changed after the call and before the task had ended"
+        )
+        self.remedy = (
+            "leave large arguments alone until their task has ended, or have a snapshot taken at the call: "
+            "client.options(copy=True).submit(...)"
+        )
+
+
 class LargeArgument:
-    """An argument that becomes a value of its own, without futures in it; `nbytes` is what `dumps` makes of it."""
+    """An argument that becomes a value of its own, without futures in it; `nbytes` is what `dumps` makes of it.
 
-    __slots__ = ("nbytes", "value")
+    Its bytes are made when they are needed, unless it has a `snapshot` of them. `identity` tells two apart that are not
+    the same object with the same content.
+    """
 
-    def __init__(self, value: object, nbytes: int) -> None:
-        self.value = value
-        self.nbytes = nbytes
+    __slots__ = ("checksum", "identity", "nbytes", "snapshot", "value")
+
+    def __init__(self, value: object, encoded: Encoded, copies: bool) -> None:
+        self.nbytes = encoded.nbytes
+        self.checksum = encoded.checksum()
+        self.snapshot = encoded.to_bytes() if copies else None
+        self.value = None if copies else value
+        self.identity = id(value), self.checksum, copies
+
+    def encode(self) -> Encoded:
+        """The bytes; raises ArgumentChanged if they would not be those of the call."""
+        if self.snapshot is not None:
+            return Encoded([self.snapshot], self.nbytes, [])
+        encoded = dumps(self.value, name="a large argument")
+        if encoded.nbytes != self.nbytes or encoded.checksum() != self.checksum:
+            raise ArgumentChanged(self.value)
+        return encoded
 
     def __repr__(self) -> str:
-        return f"<LargeArgument {type(self.value).__name__}, {self.nbytes} bytes>"
+        what = type(self.value).__name__ if self.snapshot is None else "snapshot"
+        return f"<LargeArgument {what}, {self.nbytes} bytes>"
 
 
 Noted = Reference | LargeArgument
@@ -118,19 +148,25 @@ class _ArgumentPickler(ValuePickler):
 
 
 class ArgumentPacker:
-    """Packs calls one after the other; `take` hands over what was packed and begins anew. For one thread at a time."""
+    """Packs calls one after the other; `take` hands over what was packed and begins anew. For one thread at a time.
 
-    __slots__ = ("_blob", "_clear_memo", "_data", "_large", "_pickler", "_write_pickle", "offsets")
+    With `copies`, a snapshot is taken of large arguments in each call.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_blob", "_clear_memo", "_data", "_large", "_pickler", "_write_pickle", "copies", "offsets")
+
+    def __init__(self, copies: bool = False) -> None:
+        self.copies = copies
         self._blob = _Blob()
         self._data = self._blob.data
         self.offsets = array("I", (0,))
         # By identity, so that what many calls share is measured once; each entry keeps its object alive.
         self._large: dict[int, LargeArgument] = {}
+        self._pickler = _ArgumentPickler(self._blob)
         self._renew()
 
     def _renew(self) -> None:
+        self._pickler.clear()  # it refers to itself, and would hold the arguments until garbage is collected
         self._pickler = _ArgumentPickler(self._blob)
         self._write_pickle = self._pickler.write_pickle
         self._clear_memo = self._pickler.clear_memo
@@ -193,12 +229,13 @@ class ArgumentPacker:
         start = len(data)
         self._blob.limit_bytes = pickler.limit_bytes = CALL_LIMIT_BYTES
         try:
-            apart = _Apart(pickler, self._large)
+            apart = _Apart(pickler, {} if self.copies else self._large, self.copies)
             small = tuple(apart.replace(value, f"args[{index}]") for index, value in enumerate(positional))
             if keywords is None:
                 self._write_pickle(small)
             else:
                 self._write_pickle((small, {key: apart.replace(value, key) for key, value in keywords.items()}))
+            noted = pickler.noted
         except _TooLarge:
             del data[start:]
             raise SerializationError(
@@ -215,7 +252,7 @@ class ArgumentPacker:
             self._renew()
         self.offsets.append(len(data))
         self._check_call(start)
-        return pickler.noted
+        return noted
 
     def _check_call(self, start: int) -> None:
         """Take the last call back if it does not fit a frame though nothing in it is large."""
@@ -233,8 +270,9 @@ class _Apart:
     """Replaces the large arguments of one call by marks; what holds futures is taken apart instead, since those have to
     become values."""
 
-    def __init__(self, pickler: _ArgumentPickler, known: dict[int, LargeArgument]) -> None:
+    def __init__(self, pickler: _ArgumentPickler, known: dict[int, LargeArgument], copies: bool) -> None:
         self.pickler = pickler
+        self.copies = copies
         self.known = known
 
     def replace(self, value: Any, name: str, depth: int = 0) -> Any:
@@ -244,7 +282,7 @@ class _Apart:
             if encoded.nbytes <= LARGE_BYTES:
                 return value
             if not encoded.futures:
-                large = self.known[id(value)] = LargeArgument(value, encoded.nbytes)
+                large = self.known[id(value)] = LargeArgument(value, encoded, self.copies)
         if large is not None:
             return Mark(self.pickler.position_of(("large", id(value)), large))
         if depth > NESTING_LIMIT:

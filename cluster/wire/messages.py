@@ -34,11 +34,15 @@ from typing import Any, NamedTuple
 
 
 class ClientJoin(NamedTuple):
-    """First message of a client. A client that joins again under the same id takes its own wants over."""
+    """First message of a client. A client that joins again under the same id takes its own wants over.
+
+    `weight` is its share of slot time against other clients', above zero.
+    """
 
     client_id: bytes
     name: str
     versions: dict[str, str]
+    weight: float = 1.0
 
 
 class DefineFunction(NamedTuple):
@@ -64,7 +68,9 @@ class Submit(NamedTuple):
     `options`: only what differs from the default, by name: priority (int), retries (int), timeout_seconds (float),
     workers (list of names or addresses), allow_other_workers (bool), resources (dict name -> amount), keep (bool: run
     to the end though nobody wants the result), key (str, the user's own name for a batch of one), awaited (bool: as if
-    an Await of all followed).
+    an Await of all followed), parent (`[attempt, row]`: the run that submitted these from inside a slot; what of them
+    is unfinished and not wanted otherwise is cancelled when that run ends), actor, actor_call (bool: the tasks make
+    actors, or call methods of those that the last input of each is; `cluster.scheduler.actor_desk`).
 
     `batch` is the first number of the batch that this is a part of; -1: each task is a batch of its own (single submits
     that were gathered on the way). `ids.task_key` makes a task's key from it.
@@ -152,8 +158,18 @@ class Pushed(NamedTuple):
     error: str
 
 
+class PushRefused(NamedTuple):
+    """The client will not carry out a push order, however often: the tasks that need the value there fail with this."""
+
+    number: int
+    address: str
+    message: str
+    remedy: str
+
+
 class Query(NamedTuple):
-    """Ask for a snapshot: "scheduler_info", "who_has" (detail: list of numbers), "ping"."""
+    """Ask for something that one Answer answers, at once or later: "scheduler_info", "who_has" (detail: list of
+    numbers), "ping", and what other parts of the scheduler register (`cluster.scheduler.questions`)."""
 
     request: int
     what: str
@@ -225,6 +241,13 @@ class Answer(NamedTuple):
     request: int
     error: str
     result: Any
+
+
+class ArgumentsTaken(NamedTuple):
+    """So many bytes of this client's arguments, all in all since it joined, were granted or are needed no more. The
+    client keeps back what would leave the scheduler with more than 64 MiB of others."""
+
+    total_bytes: int
 
 
 # --------------------------------------------------------------------------- agent -> scheduler
@@ -316,6 +339,15 @@ class Draining(NamedTuple):
     epoch: int
 
 
+class Ordered(NamedTuple):
+    """What came of an Order. `error` is empty when it was carried out."""
+
+    epoch: int
+    request: int
+    error: str
+    result: Any
+
+
 # --------------------------------------------------------------------------- scheduler -> agent
 
 
@@ -335,7 +367,11 @@ class Grant(NamedTuple):
     `[row, attempt, nbytes, [addresses of agents that hold it]]`; an empty list of addresses means that a client will
     push it here. Empty starts with inputs: every task takes all of them. Both are empty when no task has inputs.
     `inline_limit_bytes`: results up to this size travel in Done.
-    `options`: timeout_seconds (float).
+    `options`: timeout_seconds (float), parent (`[attempt, row]`, as in Submit), actor (the reference of the one task's
+    future), actor_call (bool: all rows are for one actor).
+    `origin` is what the tasks may be told of themselves: `[client_id, batch, shift, key, before, shown]`. A task's
+    number is its row plus `shift`; `key` is the user's own or empty; `before` is flat `[row, count, …]` of those that
+    failed or died so often; `shown` says whether the client wants to see what they write.
     """
 
     attempt: int
@@ -350,6 +386,7 @@ class Grant(NamedTuple):
     values: list[Any]
     inline_limit_bytes: int
     options: dict[str, Any]
+    origin: list[Any]
 
 
 class Recall(NamedTuple):
@@ -376,6 +413,15 @@ class Fetch(NamedTuple):
     """Get a copy of these values: `[row, attempt, nbytes, [addresses]]` each; answered by Held or FetchFailed."""
 
     values: list[Any]
+
+
+class Order(NamedTuple):
+    """Do something that is no task, and answer with Ordered: what there is to order, and each one's detail, is said in
+    `cluster.worker.orders`."""
+
+    request: int
+    what: str
+    detail: Any
 
 
 class ShutDown(NamedTuple):
@@ -438,8 +484,110 @@ class PutDone(NamedTuple):
     error: str
 
 
+# --------------------------------------------------------------------------- tasks that wait for tasks
+
+
+class LivesInSlot(NamedTuple):
+    """client -> scheduler: this client is a slot's, and all that it wants ends with its connection, without grace."""
+
+
+class HandOver(NamedTuple):
+    """client -> scheduler: futures of these numbers lie in the value that this run is about to report. They are held
+    until the run has ended, so that they may be released before its Done, which comes another way, has arrived."""
+
+    attempt: int
+    row: int
+    runs: list[int]
+
+
+class Suspended(NamedTuple):
+    """agent -> scheduler: this run waits for other tasks, and takes no slot until `Resumed`; its resources stay taken.
+    `change` goes upwards with each Suspended, Resumed and Room of an agent."""
+
+    epoch: int
+    change: int
+    row: int
+    attempt: int
+
+
+class Resumed(NamedTuple):
+    """agent -> scheduler: what the run waited for has come, and it wants a slot again (the agent's next free one)."""
+
+    epoch: int
+    change: int
+    row: int
+    attempt: int
+
+
+class Room(NamedTuple):
+    """agent -> scheduler: so many tasks may run here at a time that are not children of a task which waits here. Fewer
+    than the slots when nearly all processes that the agent may have are kept by tasks that wait."""
+
+    epoch: int
+    change: int
+    tasks: int
+
+
+class EndActor(NamedTuple):
+    """scheduler -> agent: end the process of the actor that this run made; nobody holds it any more."""
+
+    attempt: int
+    row: int
+
+
+class ActorEnded(NamedTuple):
+    """agent -> scheduler: the process of the actor that this run made has ended by itself. `details` as in Failed."""
+
+    epoch: int
+    row: int
+    attempt: int
+    details: dict[str, Any]
+
+
 class Heartbeat(NamedTuple):
     """Keeps a connection known to be alive in either direction; carries nothing."""
+
+
+class ObserverJoin(NamedTuple):
+    """First message of a peer that asks queries and does nothing else; answered by ClientWelcome."""
+
+    observer_id: bytes
+    name: str
+
+
+# --------------------------------------------------------------------------- what tasks write
+
+
+class ShowOutput(NamedTuple):
+    """Client -> scheduler: whether it wants to see what its tasks write from now on."""
+
+    shown: bool
+
+
+class Output(NamedTuple):
+    """Agent -> scheduler: what runs of tasks wrote, `[attempt, row, entries]` each, before the Done of those runs.
+
+    The entries (`cluster.wire.task_output`) are empty where the client does not want to see them: then this only tells,
+    once for each run, that the agent has some."""
+
+    epoch: int
+    tasks: list[Any]
+
+
+class TaskOutput(NamedTuple):
+    """Scheduler -> client: what its tasks wrote, `[number, key, worker, entries]` each."""
+
+    tasks: list[Any]
+
+
+class Progress(NamedTuple):
+    """Agent -> scheduler: how far a run is, as the task itself says."""
+
+    epoch: int
+    attempt: int
+    row: int
+    fraction: float
+    message: str
 
 
 CLASSES: tuple[type[Any], ...] = (
@@ -449,4 +597,10 @@ CLASSES: tuple[type[Any], ...] = (
     WorkerJoin, Done, RunFailed, Recalled, Held, FetchFailed, AgentHeartbeat, Draining,
     WorkerWelcome, Grant, Recall, Stop, Free, Fetch, ShutDown,
     GetValues, Value, ValueStream, ValueMissing, PutValue, PutDone, Heartbeat,
+    Order, Ordered,
+    ObserverJoin,
+    ArgumentsTaken, PushRefused,
+    ShowOutput, Output, TaskOutput, Progress,
+    LivesInSlot, HandOver, Suspended, Resumed, Room,
+    EndActor, ActorEnded,
 )  # fmt: skip

@@ -38,6 +38,7 @@ __all__ = [
     "Encoded",
     "FutureReference",
     "Mark",
+    "actor_from",
     "closure_sizes",
     "dumps",
     "future_from",
@@ -47,6 +48,7 @@ __all__ = [
     "loads",
     "mark",
     "name_unpicklable",
+    "register_actor_type",
     "register_future_type",
 ]
 
@@ -147,6 +149,22 @@ def futures_from(references: list[Reference]) -> list[Any]:
     return [future_from(*reference) for reference in references]
 
 
+_actor_types: list[Callable[..., Any]] = []
+
+
+def register_actor_type(kind: Callable[..., Any]) -> None:
+    """Make this the class of actors' handles, made from a future, the object's class's name and its methods' names."""
+    _actor_types[:] = [kind]
+
+
+def actor_from(made_by: Any, name: str, methods: tuple[str, ...]) -> Any:
+    """Make an actor's handle from the future of its creation, or (in an argument) give that value; in pickles only."""
+    if isinstance(made_by, FutureReference):
+        raise SerializationError(f"the handle of the actor {name} can be loaded by a client only")
+    kind = _actor_types[0]
+    return made_by if type(made_by) is kind else kind(made_by, name, methods)
+
+
 # --------------------------------------------------------------------------- values to bytes
 
 
@@ -158,6 +176,12 @@ class _WholeValuePickler(ValuePickler):
         self.buffers: list[memoryview] = []
         self.futures: list[Reference] = []
         super().__init__(self.output, self._keep_in_band)
+
+    def forget(self) -> None:
+        """Let go of all that it met. It refers to itself, so it lives until the collector comes, which may be long."""
+        self.clear_memo()
+        self.output.pieces.clear()
+        self.buffers = []
 
     def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -199,6 +223,7 @@ def dumps(value: object, *, name: str = "value") -> Encoded:
     try:
         pickler.write_pickle(value)
     except Exception as error:
+        pickler.forget()
         raise serialization_error(value, error, name) from error
     parts: list[bytes | memoryview] = list(pickler.output.pieces)
     nbytes = sum(map(len, parts))
@@ -207,10 +232,12 @@ def dumps(value: object, *, name: str = "value") -> Encoded:
             pickler.clear_memo()
             pickler.output.pieces.clear()
             _idle_picklers.append(pickler)
+        else:
+            pickler.forget()
         return Encoded(parts, nbytes, [])
-    if not pickler.buffers:
-        return Encoded(parts, nbytes, pickler.futures)
-    return _segment(parts, nbytes, pickler)
+    encoded = _segment(parts, nbytes, pickler) if pickler.buffers else Encoded(parts, nbytes, pickler.futures)
+    pickler.forget()
+    return encoded
 
 
 def _segment(pickled: list[bytes | memoryview], pickle_bytes: int, pickler: _WholeValuePickler) -> Encoded:

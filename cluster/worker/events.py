@@ -5,12 +5,14 @@ anything by itself, so the daemon and the simulator drive the same class.
 
 What a shell has to keep to
 ---------------------------
-- **Slots** are numbered 0 … n - 1 for the agent's life; a process that dies is replaced under the same number. The
+- **Slots** are numbered for the agent's life, from 0; a process that dies is replaced under the same number. The
   machine numbers the tasks that it gives to a slot (`sequence`), upwards and never twice, also across processes.
 - **The claim.** `GiveTasks` puts one record a task into the slot's pipe, in order. The slot takes the oldest record,
   runs it, reports it, and only then takes the next. `TakeBack` takes out all records that are still there, at that
   moment, whatever the slot is doing, and is always answered by `TookBack` with exactly those sequences in their order
   (an empty list too). A record has one owner: who took it out.
+  A shell without such a pipe says so (`one_task_at_a_time`): a slot then gets a task when it has none, and there is no
+  `TakeBack`.
 - **Death.** When a slot's process has ended, the shell first hands in all that the slot had reported (`SlotReports`),
   and then `SlotExited` with what was still in the pipe. So what remains was claimed and not reported. That answers a
   `TakeBack`, too, that was asked for and not answered yet.
@@ -20,6 +22,12 @@ What a shell has to keep to
   `[sequence, run_seconds, "segment", nbytes, contains]`: a value in the segment that the slot was given for it;
   `[sequence, run_seconds, kind, error, details]`: a failure as in `RunFailed`, or with kind "interrupted" one that was
   stopped by an `Interrupt`.
+- **Waiting.** A task that waits for others says so (`SlotWaits`), and its slot then claims nothing before `NoteWait`,
+  which comes after all that was in the pipe was taken back. From there on the slot runs what it claims *inside* the
+  task that waits, reports it, and looks whether the wait is over; then it says so (`SlotWoken`) and claims nothing
+  before `GoOn`. `GoOn` may come unasked, to interrupt a task that waits. Slots numbered beyond those that an agent has
+  are further processes, for tasks that run while others wait (`cluster.worker.nesting`), and
+  from `FIRST_ACTOR` on those of actors (`cluster.worker.actors`), which are not replaced.
 - A slot asks for a segment at most once a task (`SegmentAsked`), and waits for the `AnswerSegment`.
 - `next_wakeup` is the time at which the machine wants a `Tick` if nothing else happens before; None: never.
 
@@ -30,6 +38,8 @@ Values have a key, `attempt << 32 | row`. A value is held as bytes, or as a segm
 from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
+
+from cluster.wire.task_output import Piece
 
 # --------------------------------------------------------------------------- events
 
@@ -74,6 +84,20 @@ class SlotReports(NamedTuple):
     reports: list[Any]
 
 
+class SlotWaits(NamedTuple):
+    """The slot's task waits for other tasks; answered by NoteWait, or by GoOn if it is to end."""
+
+    slot: int
+    sequence: int
+
+
+class SlotWoken(NamedTuple):
+    """What the slot's task waited for has come; answered by GoOn when it may go on."""
+
+    slot: int
+    sequence: int
+
+
 class SegmentAsked(NamedTuple):
     """The slot needs a segment for the value of this task."""
 
@@ -90,7 +114,8 @@ class TookBack(NamedTuple):
 
 
 class SlotExited(NamedTuple):
-    """The slot's process has ended; one of `exit_code` and `signal` is -1. `last_lines`: the last that it wrote.
+    """The slot's process has ended; one of `exit_code` and `signal` is -1. `last_lines`: the last that it wrote when it
+    ran no task. `out_of_memory`: a signal ended it while the kernel was ending processes for want of memory.
 
     `unclaimed` are the records taken out of its pipe, oldest first, as in TookBack."""
 
@@ -100,6 +125,26 @@ class SlotExited(NamedTuple):
     signal: int
     last_lines: str
     peak_memory_bytes: int
+    out_of_memory: bool = False
+
+
+class SlotWrote(NamedTuple):
+    """What a slot's tasks wrote, in order; `seconds` is the time since the epoch at which it was read.
+
+    It comes before the SlotReports of the task that wrote it."""
+
+    slot: int
+    pieces: list[Piece]
+    seconds: float
+
+
+class ProgressMade(NamedTuple):
+    """A task says how far it is."""
+
+    attempt: int
+    row: int
+    fraction: float
+    message: str
 
 
 class SegmentCreated(NamedTuple):
@@ -136,6 +181,28 @@ class ValueNotFetched(NamedTuple):
     reason: str
 
 
+class ErrandReported(NamedTuple):
+    """The function of a `StartErrand` has ended; the report is like a slot's."""
+
+    request: int
+    report: list[Any]
+
+
+class ErrandEnded(NamedTuple):
+    """The process of a `StartErrand` has ended, for this cause; the last lines that it wrote."""
+
+    request: int
+    cause: str
+    last_lines: str
+
+
+class ModuleStored(NamedTuple):
+    """What `StoreModule` asked for is done, or (with an error) cannot be."""
+
+    request: int
+    error: str
+
+
 class Measured(NamedTuple):
     """Figures for the next heartbeats, by name."""
 
@@ -155,8 +222,9 @@ class Tick(NamedTuple):
 
 
 Event: TypeAlias = (
-    Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SegmentAsked | TookBack | SlotExited
-    | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched | Measured | DrainAsked | EndAsked | Tick
+    Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
+    | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
+    | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
 
 # --------------------------------------------------------------------------- effects
@@ -195,6 +263,28 @@ class StartSlot(NamedTuple):
     slot: int
 
 
+class BecomeActor(NamedTuple):
+    """What the first task in this process makes is kept there as an actor; `reference`: of the future of that task."""
+
+    slot: int
+    reference: list[Any]
+
+
+class NoteWait(NamedTuple):
+    """From now on, what is in the slot's pipe is to be run inside the task that waits."""
+
+    slot: int
+    sequence: int
+
+
+class GoOn(NamedTuple):
+    """The slot's task that waited goes on; `interrupted`: it is to be stopped."""
+
+    slot: int
+    sequence: int
+    interrupted: bool
+
+
 class DefineInSlot(NamedTuple):
     """Hand a function's bytes to the slot; comes before the first tasks that name it."""
 
@@ -209,8 +299,9 @@ class GiveTasks(NamedTuple):
 
     `arguments`, `offsets` and `blob` as in Grant, except that the offsets (if any) count from `offsets[0]`.
     `input_starts` and `inputs` (packed 'I'; both empty without inputs, the starts alone when all tasks take all of the
-    inputs) index `values`, whose items are a value's
-    bytes, or `[path, nbytes]`."""
+    inputs) index `values`, whose items are a value's bytes, or `[path, nbytes]`. `context` is what a running task may
+    be told of itself: its attempt, the rows (the first one's number if they follow one another, else packed 'Q'), the
+    grant's `origin`, its limit in seconds or 0; an errand has none."""
 
     slot: int
     sequence: int
@@ -223,6 +314,7 @@ class GiveTasks(NamedTuple):
     input_starts: bytes
     inputs: bytes
     values: list[Any]
+    context: list[Any]
 
 
 class TakeBack(NamedTuple):
@@ -274,6 +366,29 @@ class FetchFrom(NamedTuple):
     values: list[int]
 
 
+class StartErrand(NamedTuple):
+    """Run a function in a process of its own, like a slot's; ErrandReported and ErrandEnded follow."""
+
+    request: int
+    name: str
+    function: bytes
+    arguments: bytes
+
+
+class EndErrand(NamedTuple):
+    """End the process of an errand that has reported."""
+
+    request: int
+
+
+class StoreModule(NamedTuple):
+    """Store a file (a module, or an archive of packages) where slots that are started from now on can import it."""
+
+    request: int
+    name: str
+    data: bytes
+
+
 class Say(NamedTuple):
     """A line for the log: something that a person should look at."""
 
@@ -288,6 +403,7 @@ class Close(NamedTuple):
 
 
 Effect: TypeAlias = (
-    ToScheduler | ToPeer | ServeSegment | StartSlot | DefineInSlot | GiveTasks | TakeBack | Interrupt | KillSlot
-    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | Say | Close
+    ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
+    | TakeBack | Interrupt | KillSlot
+    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

@@ -13,10 +13,15 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from cluster.wire import messages
 from cluster.worker import events
+from cluster.worker.errands import Errands
 from cluster.worker.events import Close, Effect, Event
 from cluster.worker.ledger import Ledger
+from cluster.worker.orders import Orders
+from cluster.worker.output import Outputs
 from cluster.worker.queue import ReadyQueue
 from cluster.worker.supply import Supply
+from cluster.worker.uploads import Uploads
+from cluster.worker.whereabouts import Whereabouts
 from cluster.worker.workforce import Workforce
 
 __all__ = ["Agent", "AgentIdentity"]
@@ -25,7 +30,7 @@ _DRAINING_REQUEST: Final = -1  # the number of a Recalled that nobody asked for
 
 
 class AgentIdentity(NamedTuple):
-    """What an agent says of itself when it joins, and its two intervals."""
+    """What an agent says of itself when it joins, its two intervals, and what its slots can."""
 
     worker_id: bytes
     name: str
@@ -37,6 +42,8 @@ class AgentIdentity(NamedTuple):
     process_id: int
     heartbeat_interval_seconds: float
     drain_seconds: float
+    one_task_at_a_time: bool = False
+    """Whether the shell has no pipe that tasks can be taken back from (see `events`)."""
 
 
 class Agent:
@@ -48,7 +55,23 @@ class Agent:
         self._queue = ReadyQueue()
         self._last_request = 0
         self.supply = Supply(self._ledger, self._queue, identity.address, self._new_request)
-        self.workforce = Workforce(identity.slots, self._ledger, self._queue, self.supply, self._new_request)
+        self.orders = Orders(self._ledger)
+        self.outputs = Outputs(self._ledger, self.orders)
+        self.workforce = Workforce(
+            identity.slots,
+            self._ledger,
+            self._queue,
+            self.supply,
+            self.outputs,
+            self._new_request,
+            one_task_at_a_time=identity.one_task_at_a_time,
+        )
+        self.errands = Errands(self._ledger, self.orders)
+        self.uploads = Uploads(self._ledger, self.orders, self.workforce)
+        self.orders.register("restart", self._restart)
+        self.whereabouts = Whereabouts(
+            self._ledger, self._queue, self.supply, self.workforce, self.orders, lambda: self._now
+        )
         self._recalls: list[messages.Recall] = []
         self._newest_recall = -1
         self._figures: dict[str, Any] = {}
@@ -80,7 +103,13 @@ class Agent:
             return None
         if self.supply.freeing:
             return self._now
-        times = (self._heartbeat_at, self._ledger.flush_at, self._drain_ends, self.workforce.next_wakeup())
+        times = (
+            self._heartbeat_at,
+            self._ledger.flush_at,
+            self.outputs.flush_at,
+            self._drain_ends,
+            self.workforce.next_wakeup(),
+        )
         return min((time for time in times if time is not None), default=None)
 
     def handle(self, now: float, event: Event) -> list[Effect]:
@@ -90,10 +119,15 @@ class Agent:
         if self.closed:
             return effects
         self._take(now, event)
+        if self._queue.for_actors:
+            calls, self._queue.for_actors = self._queue.for_actors, []
+            self.workforce.actors.take(calls, now)
         if self._recalls and not self.workforce.taking_back:
             self._answer_recalls()
         if not self._draining:
             self.workforce.give_out(now)
+        elif self.workforce.nesting.active:
+            self.workforce.nesting.let_go_on()
         self.supply.finish_event()
         if self._draining:
             self._drain(now)
@@ -103,6 +137,8 @@ class Agent:
         workforce, supply = self.workforce, self.supply
         match event:
             case events.SlotReports(slot, reports):
+                if self.outputs.writes(slot):
+                    self.outputs.ended(slot, workforce.process(slot).run_at(reports[-1][0] + 1))
                 workforce.reported(slot, reports, now)
             case events.FromScheduler(message):
                 self._scheduler_says(now, message)
@@ -121,16 +157,37 @@ class Agent:
                 supply.fetched(*event)
             case events.ValueNotFetched():
                 supply.not_fetched(*event)
+            case events.SlotWaits(slot, sequence):
+                workforce.nesting.waits(slot, sequence, now)
+            case events.SlotWoken(slot, sequence):
+                workforce.nesting.woken(slot, sequence)
             case events.SegmentAsked(slot, sequence, nbytes):
-                workforce.segment_asked(slot, sequence, nbytes)
+                workforce.segments.asked(slot, sequence, nbytes)
             case events.SegmentCreated(request, path):
-                (supply if supply.awaits_segment(request) else workforce).segment_created(request, path)
+                if supply.awaits_segment(request):
+                    supply.segment_created(request, path)
+                else:
+                    workforce.segments.created(request, path)
             case events.SegmentFailed(request, reason):
-                (supply if supply.awaits_segment(request) else workforce).segment_failed(request, reason)
+                if supply.awaits_segment(request):
+                    supply.segment_failed(request, reason)
+                else:
+                    workforce.segments.failed(request, reason)
             case events.SlotReady(slot):
-                workforce.ready(slot)
-            case events.SlotExited():
+                workforce.ready(slot, now)
+            case events.SlotWrote(slot, pieces, seconds):
+                self.outputs.take(slot, workforce.process(slot).front(), pieces, seconds, now)
+            case events.ProgressMade(attempt, row, fraction, message):
+                self.outputs.progress(attempt, row, fraction, message, now)
+            case events.SlotExited(slot):
+                self.outputs.ended(slot, None)
                 workforce.exited(event, now)
+            case events.ErrandReported(request, report):
+                self.errands.reported(request, report)
+            case events.ErrandEnded():
+                self.errands.ended(event)
+            case events.ModuleStored(request, error):
+                self.uploads.stored(request, error)
             case events.Measured(figures):
                 self._figures = figures
             case events.Started():
@@ -157,8 +214,11 @@ class Agent:
                     self.supply.bring(assignment)
             case messages.DefineFunction(function_id, name, blob):
                 self.workforce.functions[function_id] = (name, blob)
+            case messages.EndActor(attempt, row):
+                self.workforce.actors.end(attempt, row)
             case messages.Free(values):
                 self.supply.free(values)
+                self.outputs.free(values)
             case messages.Recall(request):
                 if request <= self._newest_recall:  # it came before
                     self._ledger.send(messages.Recalled(self._ledger.epoch, request, []))
@@ -176,6 +236,8 @@ class Agent:
                 if not self.welcomed:
                     self._heartbeat_at = now
                     self._wake(now)
+            case messages.Order():
+                self.orders.take(message)
             case messages.ShutDown(reason):
                 self._close(f"the scheduler said so: {reason}", 0 if self.welcomed else 2)
             case messages.Heartbeat():
@@ -215,12 +277,19 @@ class Agent:
             else:
                 self.workforce.stop(assignment, task, now)
 
+    def _restart(self, request: int, detail: Any) -> None:
+        """The order "restart": a new process for every slot, at once."""
+        self.workforce.end_slots()
+        self.orders.answer(request)
+
     # ------------------------------------------------------------------ time
 
     def _wake(self, now: float) -> None:
         ledger = self._ledger
         if ledger.flush_at is not None and now >= ledger.flush_at:
             ledger.flush()
+        if self.outputs.flush_at is not None and now >= self.outputs.flush_at:
+            self.outputs.flush()
         self.workforce.wake(now)
         if self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._heartbeat_at = now + self._identity.heartbeat_interval_seconds
@@ -232,6 +301,7 @@ class Agent:
                 "values": values.count,
                 "small_bytes": values.small_bytes,
                 "segment_bytes": values.segment_bytes,
+                **self.workforce.actors.figures(),
                 **self._figures,
             }
             ledger.send(messages.AgentHeartbeat(ledger.epoch, report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from cluster.wire import messages
 
@@ -31,6 +31,7 @@ class Assignment:
 
     __slots__ = (
         "_indices",
+        "actor_reference",
         "arguments",
         "attempt",
         "blob",
@@ -38,8 +39,11 @@ class Assignment:
         "inline_limit_bytes",
         "input_starts",
         "inputs",
+        "is_actor_call",
         "label",
         "offsets",
+        "origin",
+        "parent",
         "remaining",
         "rows",
         "timeout_seconds",
@@ -60,7 +64,13 @@ class Assignment:
         self.inputs = array("I", grant.inputs)
         self.values: list[Any] = grant.values
         self.inline_limit_bytes = grant.inline_limit_bytes
+        self.origin: list[Any] = grant.origin
         self.timeout_seconds = float(grant.options.get("timeout_seconds") or 0.0)
+        attempt, row = grant.options.get("parent") or (-1, -1)
+        self.parent: tuple[int, int] = (attempt, row)  # the run that submitted these tasks; (-1, -1): none did
+        reference = grant.options.get("actor")
+        self.actor_reference: list[Any] | None = reference  # of the future of what is to be an actor
+        self.is_actor_call = bool(grant.options.get("actor_call"))  # the last input of each task is the actor
         self._indices: dict[int, int] | None = None  # made when a task is first looked for
         self.remaining = len(self.rows)  # tasks that have not been answered for
         # Ended and not reported yet: (row, nbytes, bytes that travel along, seconds) each.
@@ -75,10 +85,29 @@ class Assignment:
             self._indices = {row: index for index, row in enumerate(self.rows)}
         return self._indices.get(row, -1)
 
+    @property
+    def shown(self) -> bool:
+        """Whether the client wants to see what the tasks write."""
+        return bool(self.origin[5])
+
+    def rows_from(self, first: int, count: int) -> int | bytes:
+        """The rows of consecutive tasks: the first if they follow one another, else all, packed as 'Q'."""
+        rows = self.rows
+        return rows[first] if isinstance(rows, range) else cast("array[int]", rows[first : first + count]).tobytes()
+
     def needs(self, index: int) -> array[int]:
         """What task `index` takes as inputs, as indices of `values`."""
         starts = self.input_starts
         return self.inputs[starts[index] : starts[index + 1]] if starts else self.inputs
+
+    def takes(self, index: int) -> array[int]:
+        """What task `index` is given of these: an actor is not given to its own methods."""
+        return self.needs(index)[:-1] if self.is_actor_call else self.needs(index)
+
+    def actor_name(self, index: int) -> tuple[int, int]:
+        """What the actor of a call is called: (attempt, row) of its creation."""
+        row, attempt = self.values[self.needs(index)[-1]][:2]
+        return attempt, row
 
 
 Stretch: TypeAlias = tuple[Assignment, int, int]  # the assignment, the first index, how many
@@ -90,9 +119,13 @@ class ReadyQueue:
     def __init__(self) -> None:
         self._stretches: deque[Stretch] = deque()
         self.count = 0
+        self.for_actors: list[Stretch] = []  # creations and calls: no slot runs them
 
     def append(self, assignment: Assignment, first: int, count: int) -> None:
         """Put tasks last."""
+        if assignment.is_actor_call or assignment.actor_reference is not None:
+            self.for_actors.append((assignment, first, count))
+            return
         if self._stretches:
             last, last_first, last_count = self._stretches[-1]
             if last is assignment and last_first + last_count == first:
@@ -123,6 +156,30 @@ class ReadyQueue:
         self.count -= limit
         return assignment, first, limit
 
+    def children_of(self, parent: tuple[int, int]) -> Assignment | None:
+        """The assignment of the first tasks that this run submitted, if there are any."""
+        return next((stretch[0] for stretch in self._stretches if stretch[0].parent == parent), None)
+
+    def take_children(self, parent: tuple[int, int], limit: int) -> Stretch:
+        """The first of these tasks, at most `limit`, of one assignment."""
+        for position, (assignment, first, count) in enumerate(self._stretches):
+            if assignment.parent == parent:
+                taken = min(count, limit)
+                if taken == count:
+                    del self._stretches[position]
+                else:
+                    self._stretches[position] = (assignment, first + taken, count - taken)
+                self.count -= taken
+                return assignment, first, taken
+        raise LookupError(f"no child of {parent} is queued")
+
+    def take_all_but_children(self, parents: set[tuple[int, int]]) -> list[Stretch]:
+        """Everything that none of these runs submitted."""
+        taken = [stretch for stretch in self._stretches if stretch[0].parent not in parents]
+        self._stretches = deque(stretch for stretch in self._stretches if stretch[0].parent in parents)
+        self.count = sum(stretch[2] for stretch in self._stretches)
+        return taken
+
     def youngest(self) -> Assignment | None:
         """The assignment of the last task."""
         return self._stretches[-1][0] if self._stretches else None
@@ -134,6 +191,15 @@ class ReadyQueue:
             self._stretches.append((assignment, first, count - 1))
         self.count -= 1
         return assignment, first + count - 1
+
+    def ahead_of(self, assignment: Assignment, index: int) -> int:
+        """How many tasks stand before one; -1 if it is not here."""
+        before = 0
+        for owner, first, count in self._stretches:
+            if owner is assignment and first <= index < first + count:
+                return before + index - first
+            before += count
+        return -1
 
     def remove(self, assignment: Assignment, index: int) -> bool:
         """Take one task out from wherever it is; False if it is not here."""

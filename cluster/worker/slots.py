@@ -12,7 +12,10 @@ from typing import Final
 
 from cluster.worker.queue import Assignment, Stretch
 
-__all__ = ["RunTimes", "Slot", "SlotState"]
+__all__ = ["STOP_PATIENCE_SECONDS", "Frame", "RunTimes", "Slot", "SlotState"]
+
+STOP_PATIENCE_SECONDS: Final = 1.0
+"""Between asking a task to stop and killing its slot."""
 
 # As many reports as the median looks back on: one long task does not change it, a change of habit soon does.
 _REMEMBERED_RUNS: Final = 31
@@ -51,6 +54,25 @@ class Piece:
         self.count = count
 
 
+class Frame:
+    """A task that waits for others, inside its process."""
+
+    __slots__ = ("assignment", "index", "noted", "sequence", "since", "timeout_at")
+
+    def __init__(self, sequence: int, assignment: Assignment, index: int, since: float) -> None:
+        self.sequence = sequence
+        self.assignment = assignment
+        self.index = index
+        self.since = since  # about when it was claimed
+        self.timeout_at: float | None = None  # when the first of this task and those below it has taken too long
+        self.noted = False  # its process knows that what comes into the pipe is to be run inside it
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """What its children call it: (attempt, row)."""
+        return self.assignment.attempt, self.assignment.rows[self.index]
+
+
 class SlotState(Enum):
     """Where a slot's process is in its life."""
 
@@ -63,8 +85,9 @@ class SlotState(Enum):
 class Slot:
     """A slot's process and the tasks that it has."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, *, given_singly: bool = False) -> None:
         self.index = index
+        self.given_singly = given_singly  # nothing can be taken back: what it is given counts as claimed
         self.state = SlotState.ABSENT
         self.start_at: float | None = None
         self.failed_starts = 0
@@ -74,8 +97,11 @@ class Slot:
         self.front_since = 0.0  # since when the front task has been the front one, so about when it was claimed
         self.functions: set[bytes] = set()  # handed to this process
         self.taking_back = False
+        self.renew = False  # its process is to be replaced as soon as it has no task
         # Nothing was given since all was taken out: what the slot still has, it has claimed (and perhaps reported).
         self.pipe_is_empty = True
+        self.stack: list[Frame] = []  # tasks that wait, the innermost last; what the pieces are runs inside that one
+        self.woken = False  # the last of these wants to go on
         self.stops: dict[int, str] = {}  # sequence -> "cancelled" or "timeout": to be ended, why
         self.kill_at: float | None = None  # an interrupt was sent; when patience ends
         self.segment = ""  # path of the segment that the running task was given
@@ -88,7 +114,7 @@ class Slot:
             self.front_since = now
         self.next_sequence += count
         self.outstanding += count
-        self.pipe_is_empty = False
+        self.pipe_is_empty = self.given_singly
         self.pieces.append(Piece(sequence, assignment, index, count))
         return sequence
 
@@ -104,6 +130,32 @@ class Slot:
         self.outstanding -= count
         self.front_since = now
         return assignment, index
+
+    @property
+    def runs(self) -> bool:
+        """Whether a task runs in it, or is about to: not one that only waits."""
+        return self.outstanding > 0 and not self.woken
+
+    def suspend(self, now: float) -> Frame:
+        """The front task waits for others."""
+        piece, since = self.pieces[0], self.front_since
+        frame = Frame(piece.sequence, piece.assignment, piece.index, since)
+        limits = [self.stack[-1].timeout_at] if self.stack else []
+        if piece.assignment.timeout_seconds:
+            limits.append(since + piece.assignment.timeout_seconds)
+        frame.timeout_at = min((limit for limit in limits if limit is not None), default=None)
+        self.end_front(1, now)
+        self.stack.append(frame)
+        return frame
+
+    def resume(self) -> Frame:
+        """The innermost task that waits goes on."""
+        frame = self.stack.pop()
+        self.pieces.appendleft(Piece(frame.sequence, frame.assignment, frame.index, 1))
+        self.outstanding += 1
+        self.front_since = frame.since
+        self.woken = False
+        return frame
 
     def cut(self, first_sequence: int) -> list[tuple[int, Stretch]]:
         """Take out all tasks from that sequence on, as (sequence, stretch), oldest first."""
@@ -126,4 +178,27 @@ class Slot:
         for piece in self.pieces:
             if piece.assignment is assignment and piece.index <= index < piece.index + piece.count:
                 return piece.sequence + index - piece.index
+        for frame in self.stack:
+            if frame.assignment is assignment and frame.index == index:
+                return frame.sequence
         return 0
+
+    def ahead_of(self, sequence: int) -> int:
+        """How many of its tasks come before that one; sequences have gaps where tasks were taken out."""
+        before = 0
+        for piece in self.pieces:
+            if sequence < piece.sequence + piece.count:
+                return before + sequence - piece.sequence
+            before += piece.count
+        return before
+
+    def front(self) -> tuple[int, int] | None:
+        """Attempt and row of the task that runs, or is about to be claimed."""
+        return self.run_at(self.pieces[0].sequence) if self.pieces else None
+
+    def run_at(self, sequence: int) -> tuple[int, int] | None:
+        """Attempt and row of a task that this slot has, None if it has not."""
+        for piece in self.pieces:
+            if piece.sequence <= sequence < piece.sequence + piece.count:
+                return piece.assignment.attempt, piece.assignment.rows[piece.index + sequence - piece.sequence]
+        return None

@@ -97,6 +97,18 @@ class Supply:
         _, waiting = self._waiting.popitem()
         return waiting.assignment, waiting.index
 
+    def lacking(self, assignment: Assignment, index: int) -> list[Want]:
+        """The values that a task waits for; empty if it does not wait."""
+        if assignment.attempt << 32 | index not in self._waiting:
+            return []
+        wants = []
+        for need in dict.fromkeys(assignment.needs(index)):
+            row, attempt = assignment.values[need][:2]
+            want = self._fetching.find(value_key(attempt, row))
+            if want is not None:
+                wants.append(want)
+        return wants
+
     def stop_waiting(self, assignment: Assignment, index: int) -> bool:
         """Take one task out; False if it is not among those that wait."""
         return self._waiting.pop(assignment.attempt << 32 | index, None) is not None

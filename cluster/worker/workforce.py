@@ -8,26 +8,27 @@ pipe, for whatever reason, go back to the front of the queue and are given out f
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 from cluster.errors import ProtocolError
+from cluster.worker.actors import FIRST_ACTOR, Actors
 from cluster.worker.events import (
-    AnswerSegment,
-    CreateSegment,
     DefineInSlot,
     GiveTasks,
     Interrupt,
     KillSlot,
-    RemoveSegments,
     Say,
     SlotExited,
     StartSlot,
     TakeBack,
 )
 from cluster.worker.ledger import Ledger
+from cluster.worker.nesting import Nesting
+from cluster.worker.output import Outputs
 from cluster.worker.queue import Assignment, ReadyQueue, Stretch
-from cluster.worker.slots import RunTimes, Slot, SlotState
+from cluster.worker.slot_segments import SlotSegments
+from cluster.worker.slots import STOP_PATIENCE_SECONDS, RunTimes, Slot, SlotState
 from cluster.worker.supply import Supply
 from cluster.worker.values import Segment, value_key
 
@@ -43,8 +44,6 @@ _STALLED_SECONDS: Final = 0.003
 _WORTH_TAKING_BACK_SECONDS: Final = 0.0005
 # A success of a task that ran so long is reported at once: such tasks are no flood, and somebody may wait.
 _REPORT_AT_ONCE_SECONDS: Final = 0.001
-# Between asking a task to stop and killing its slot.
-_STOP_PATIENCE_SECONDS: Final = 1.0
 # Pauses before a slot is started again that did not get ready: doubled each time.
 _FIRST_RESTART_SECONDS: Final = 0.1
 _LAST_RESTART_SECONDS: Final = 10.0
@@ -57,25 +56,52 @@ class Workforce:
     """All slots of an agent."""
 
     def __init__(
-        self, count: int, ledger: Ledger, queue: ReadyQueue, supply: Supply, new_request: Callable[[], int]
+        self,
+        count: int,
+        ledger: Ledger,
+        queue: ReadyQueue,
+        supply: Supply,
+        outputs: Outputs,
+        new_request: Callable[[], int],
+        *,
+        one_task_at_a_time: bool = False,
     ) -> None:
-        self.slots = [Slot(index) for index in range(count)]
+        """`one_task_at_a_time`: no pipe holds anything ahead, and so nothing is ever taken back from one."""
+        self.slots = [Slot(index, given_singly=one_task_at_a_time) for index in range(count)]
+        self.one_task_at_a_time = one_task_at_a_time
         self.functions: dict[bytes, tuple[str, bytes]] = {}
+        self.paused = False
+        """Whether no slot is given anything for now."""
         self._ledger = ledger
         self._queue = queue
         self._supply = supply
-        self._new_request = new_request
-        self._requests: dict[int, tuple[int, int, int]] = {}  # segments being created: slot, sequence, nbytes
+        self._outputs = outputs
+        self.segments = SlotSegments(ledger, new_request, self._find)
         self._run_times: dict[bytes, RunTimes] = {}
         self._balance_at: float | None = None
         self._closing = False
+        self.nesting = Nesting(self, ledger, queue, count)
+        self.actors = Actors(self, ledger, supply, one_call_at_a_time=one_task_at_a_time)
 
     # ------------------------------------------------------------------ facts
 
     @property
     def running_count(self) -> int:
-        """Slots with a task."""
-        return sum(1 for slot in self.slots if slot.outstanding)
+        """Slots with a task, be it one that waits for others."""
+        busy = sum(1 for slot in self.processes if slot.outstanding or slot.stack)
+        return busy + self.actors.waiting_count if self.actors.slots else busy
+
+    @property
+    def processes(self) -> Collection[Slot]:
+        """The slots, and the actors' processes."""
+        return [*self.slots, *self.actors.slots.values()] if self.actors.slots else self.slots
+
+    def process(self, index: int) -> Slot:
+        """The slot of that number, or the actor's process."""
+        return self.slots[index] if index < FIRST_ACTOR else self.actors.slots[index]
+
+    def _find(self, index: int) -> Slot | None:
+        return self.slots[index] if index < FIRST_ACTOR else self.actors.slots.get(index)
 
     def expected_seconds(self, slot: Slot) -> float:
         """How long what is in the slot's pipe is expected to take; infinite if a function was never measured."""
@@ -90,7 +116,9 @@ class Workforce:
     def next_wakeup(self) -> float | None:
         """When `wake` has something to do."""
         times = [] if self._balance_at is None else [self._balance_at]
-        for slot in self.slots:
+        for slot in self.processes:
+            if slot.stack and slot.stack[-1].timeout_at is not None and slot.state is SlotState.READY:
+                times.append(slot.stack[-1].timeout_at)
             if slot.state is SlotState.READY and slot.outstanding:
                 if slot.kill_at is not None:
                     times.append(slot.kill_at)
@@ -105,22 +133,29 @@ class Workforce:
     def start_all(self) -> None:
         """Start every slot."""
         for slot in self.slots:
-            self._start(slot)
+            self.start(slot)
 
-    def ready(self, index: int) -> None:
+    def ready(self, index: int, now: float) -> None:
         """The slot waits for its first task."""
-        slot = self.slots[index]
+        slot = self.process(index)
         if slot.state is SlotState.STARTING:
             slot.state = SlotState.READY
             slot.failed_starts = 0
+            if index >= FIRST_ACTOR:
+                self.actors.ready(slot, now)
 
     def exited(self, end: SlotExited, now: float) -> None:
         """The slot's process has ended. Only the task that it had claimed and not reported is charged with that."""
-        slot = self.slots[end.slot]
+        slot = self.process(end.slot)
+        if end.slot >= FIRST_ACTOR:
+            self.segments.drop(slot)
+            self.actors.exited(slot, end, _cause(end), now)
+            return
         was_starting, was_ours = slot.state is SlotState.STARTING, slot.state is SlotState.ENDING
-        self._drop_segment(slot)
+        self.segments.drop(slot)
         if end.unclaimed:
             self._put_back(slot, slot.cut(end.unclaimed[0]))
+        was_charged = False
         while slot.outstanding:
             sequence = slot.pieces[0].sequence
             assignment, task = slot.end_front(1, now)
@@ -130,16 +165,21 @@ class Workforce:
                 self._queue.put_back([(assignment, task, 1)])
             else:
                 self._fail_dead(assignment, task, kind, end)
+                was_charged = True
+        if slot.stack:
+            self.nesting.exited(slot, end, charged=was_charged or was_ours)
         slot.functions.clear()
         slot.stops.clear()
         slot.kill_at = None
+        slot.renew = False
         slot.taking_back = False
         slot.pipe_is_empty = True
         slot.state = SlotState.ABSENT
         if self._closing:
             return
         if not was_starting:
-            self._start(slot)
+            if not self.nesting.is_spare(slot):
+                self.start(slot)
             return
         slot.failed_starts += 1
         if slot.failed_starts >= _FAILED_STARTS_WORTH_SAYING:
@@ -152,6 +192,34 @@ class Workforce:
         doublings = min(slot.failed_starts - 1, 10)
         slot.start_at = now + min(_LAST_RESTART_SECONDS, _FIRST_RESTART_SECONDS * 2**doublings)
 
+    def renew(self) -> None:
+        """Replace the process of each slot as soon as it has ended the task that it runs."""
+        for slot in self.slots:
+            if slot.state is SlotState.READY:
+                slot.renew = True
+                self._pursue_renewal(slot)
+
+    def _pursue_renewal(self, slot: Slot) -> None:
+        if not slot.renew or slot.state is not SlotState.READY:
+            return
+        if not slot.pipe_is_empty:
+            self.ask_back(slot)
+        elif not slot.outstanding and not slot.stack:
+            self._end(slot)
+
+    def end_slots(self) -> None:
+        """Replace the process of every slot now; a task that is lost with that, and was not stopped, runs again."""
+        for slot in self.slots:
+            if slot.state is SlotState.READY:
+                self._end(slot)
+        self.actors.end_all("the worker's slots were restarted")
+
+    def _end(self, slot: Slot) -> None:
+        slot.renew = False
+        slot.kill_at = None
+        slot.state = SlotState.ENDING
+        self._ledger.effects.append(KillSlot(slot.index))
+
     def stop_replacing(self) -> None:
         """From now on no slot is started any more."""
         self._closing = True
@@ -160,36 +228,52 @@ class Workforce:
 
     def end_running(self, now: float) -> None:
         """End every task that a slot still has; each is answered as cancelled."""
-        for slot in self.slots:
+        for assignment, task in self.actors.withdraw_all():
+            self._ledger.failed(assignment, task, "cancelled", b"", {})
+        for slot in self.processes:
             for piece in slot.pieces:
                 for sequence in range(piece.sequence, piece.sequence + piece.count):
                     slot.stops.setdefault(sequence, "cancelled")
-            self._pursue_stop(slot, now)
+            for frame in slot.stack:
+                slot.stops.setdefault(frame.sequence, "cancelled")
+            self.pursue_stop(slot, now)
 
-    def _start(self, slot: Slot) -> None:
+    def start(self, slot: Slot) -> None:
+        """Start a slot's process."""
         slot.start_at = None
         slot.state = SlotState.STARTING
         self._ledger.effects.append(StartSlot(slot.index))
 
     def _fail_dead(self, assignment: Assignment, task: int, kind: str, end: SlotExited) -> None:
-        if kind == "died":
+        self.fail_dead(assignment, task, kind, end, waiting=False)
+
+    def fail_dead(self, assignment: Assignment, task: int, kind: str, end: SlotExited, *, waiting: bool) -> None:
+        """A task has ended with its process; `waiting`: while another ran inside it."""
+        if kind == "died" and waiting:
+            message = f"the process in which the task waited ended with {_cause(end)}, while a child of it ran there"
+        elif kind == "died":
             message = f"the process that ran the task ended with {_cause(end)}"
+            if end.out_of_memory:
+                message += ": the kernel ended it because memory had run out"
         else:
             message = "the task did not stop when it was asked to, so its process was ended"
         details = {
             "message": message,
             "signal": end.signal,
             "exit_code": end.exit_code,
-            "lines": end.last_lines,
+            "lines": self._outputs.last_lines(assignment.attempt, assignment.rows[task]),
             "peak_memory_bytes": end.peak_memory_bytes,
+            "out_of_memory_by": "kernel" if end.out_of_memory else "",
         }
+        if waiting:
+            details["waiting"] = True
         self._ledger.failed(assignment, task, kind, b"", details)
 
     # ------------------------------------------------------------------ reports
 
     def reported(self, index: int, reports: list[Any], now: float) -> None:
         """Tasks have ended in the slot."""
-        slot = self.slots[index]
+        slot = self.process(index)
         slowest, position = 0.0, 0
         while position < len(reports):
             if reports[position][0] != slot.pieces[0].sequence:
@@ -207,8 +291,12 @@ class Workforce:
             slowest = max(slowest, max(seconds))
             self._run_times.setdefault(function_id, RunTimes()).add(seconds)
         slot.kill_at = None
-        self._pursue_stop(slot, now)
-        self.give_out(now)
+        self.pursue_stop(slot, now)
+        if index < FIRST_ACTOR:
+            self._pursue_renewal(slot)
+            self.give_out(now)
+        else:
+            self.actors.went_on(slot, now)
         if slowest >= _REPORT_AT_ONCE_SECONDS or not slot.outstanding:
             self._ledger.flush()
 
@@ -227,12 +315,12 @@ class Workforce:
         kind = slot.stops.pop(sequence, "")
         row = assignment.rows[task]
         if type(outcome) is not bytes and outcome != "segment":
-            self._drop_segment(slot)
+            self.segments.drop(slot)
             if outcome == "interrupted":
                 outcome = kind or "cancelled"
             self._ledger.failed(assignment, task, outcome, report[3], report[4], seconds)
         elif kind == "cancelled":
-            self._drop_segment(slot)
+            self.segments.drop(slot)
             self._ledger.failed(assignment, task, "cancelled", b"", {}, seconds)
         elif type(outcome) is bytes:
             values = self._supply.store_small(assignment.attempt, (row,), (outcome,))
@@ -245,74 +333,53 @@ class Workforce:
             self._ledger.succeeded(assignment, (row,), [nbytes], (b"",), (seconds,), now)
             self._ledger.note_contained(assignment, row, contains)
 
-    # ------------------------------------------------------------------ segments for results
-
-    def segment_asked(self, index: int, sequence: int, nbytes: int) -> None:
-        """The slot's task has a large result."""
-        request = self.slots[index].segment_request = self._new_request()
-        self._requests[request] = (index, sequence, nbytes)
-        self._ledger.effects.append(CreateSegment(request, nbytes, b""))
-
-    def segment_created(self, request: int, path: str) -> None:
-        """Hand the segment to the slot, if it still waits."""
-        index, sequence, _ = self._requests.pop(request)
-        slot = self.slots[index]
-        if slot.segment_request != request:
-            self._ledger.effects.append(RemoveSegments([path]))
-            return
-        slot.segment_request = 0
-        slot.segment = path
-        self._ledger.effects.append(AnswerSegment(index, sequence, path, ""))
-
-    def segment_failed(self, request: int, reason: str) -> None:
-        """There is no room for the result."""
-        index, sequence, _ = self._requests.pop(request)
-        slot = self.slots[index]
-        if slot.segment_request == request:
-            slot.segment_request = 0
-            self._ledger.effects.append(AnswerSegment(index, sequence, "", reason))
-
-    def _drop_segment(self, slot: Slot) -> None:
-        slot.segment_request = 0
-        if slot.segment:
-            self._ledger.effects.append(RemoveSegments([slot.segment]))
-            slot.segment = ""
-
     # ------------------------------------------------------------------ giving and taking back
 
     def give_out(self, now: float) -> None:
         """Fill the pipes that run low from the queue; if it is empty, let idle slots have a part of a full pipe."""
-        if self._queue.count:
-            takers = [slot for slot in self.slots if slot.state is SlotState.READY and not slot.taking_back]
+        if self.nesting.active:
+            self.nesting.give_out(now)
+        elif self._queue.count and not self.paused:
+            takers = [
+                slot
+                for slot in self.slots
+                if slot.state is SlotState.READY and not (slot.taking_back or slot.renew)
+            ]
             takers.sort(key=lambda slot: slot.outstanding)  # an idle slot comes before one that is only running low
             for position, slot in enumerate(takers):
                 if not self._queue.count:
                     break
-                self._fill(slot, -(-self._queue.count // (len(takers) - position)), now)
+                self.fill(slot, -(-self._queue.count // (len(takers) - position)), now)
         self._balance(now)
 
     def _ahead(self, assignment: Assignment) -> int:
         # How many tasks of this function a slot may have, the running one counted.
         times = self._run_times.get(assignment.function_id)
-        if times is None:
+        if times is None or self.one_task_at_a_time:
             return 1
         median = times.median_seconds
         return _AHEAD_TASKS if median * _AHEAD_TASKS <= _AHEAD_SECONDS else 1 + int(_AHEAD_SECONDS / median)
 
-    def _fill(self, slot: Slot, share: int, now: float) -> None:
+    def fill(self, slot: Slot, share: int, now: float) -> None:
+        """Give a slot tasks, up to so many; inside a task that waits only its children."""
+        parent = slot.stack[-1].name if slot.stack else None
         while self._queue.count and share > 0:
-            assignment = self._queue.head()
+            assignment = self._queue.head() if parent is None else self._queue.children_of(parent)
+            if assignment is None:
+                return
             ahead = self._ahead(assignment)
             if slot.outstanding:
                 if now - slot.front_since > _STALLED_SECONDS or self._ahead(slot.pieces[-1].assignment) == 1:
                     return
                 if slot.outstanding > ahead // 2:
                     return
-            stretch = self._queue.take(min(share, ahead - slot.outstanding))
+            limit = min(share, ahead - slot.outstanding)
+            stretch = self._queue.take(limit) if parent is None else self._queue.take_children(parent, limit)
             share -= stretch[2]
-            self._give(slot, stretch, now)
+            self.give(slot, stretch, now)
 
-    def _give(self, slot: Slot, stretch: Stretch, now: float) -> None:
+    def give(self, slot: Slot, stretch: Stretch, now: float) -> None:
+        """Put tasks into a slot's pipe; what lacks its function or an input fails."""
         assignment, first, count = stretch
         if assignment.function_id not in self.functions:
             for task in range(first, first + count):
@@ -352,6 +419,7 @@ class Workforce:
                 starts,
                 inputs,
                 values,
+                [assignment.attempt, assignment.rows_from(first, count), assignment.origin, assignment.timeout_seconds],
             )
         )
 
@@ -362,7 +430,7 @@ class Workforce:
         starts, inputs = array("I", (0,)), array("I")
         # What all tasks take is listed once.
         for task in range(first, first + count) if assignment.input_starts else (first,):
-            for need in assignment.needs(task):
+            for need in assignment.takes(task):
                 position = place.get(need)
                 if position is None:
                     row, attempt = assignment.values[need][:2]
@@ -382,7 +450,10 @@ class Workforce:
         self._balance_at = None
         if self._queue.count:
             return
-        if not any(slot.state is SlotState.READY and not slot.outstanding for slot in self.slots):
+        if self.nesting.active:
+            if not self.nesting.free_seats:
+                return
+        elif not any(slot.state is SlotState.READY and not slot.outstanding for slot in self.slots):
             return
         full = [
             slot
@@ -394,11 +465,12 @@ class Workforce:
         fullest = max(full, key=lambda slot: slot.outstanding)
         patience_ends = fullest.front_since + _WORTH_TAKING_BACK_SECONDS
         if now >= patience_ends or self.expected_seconds(fullest) > _WORTH_TAKING_BACK_SECONDS:
-            self._ask_back(fullest)
+            self.ask_back(fullest)
         else:
             self._balance_at = patience_ends
 
-    def _ask_back(self, slot: Slot) -> None:
+    def ask_back(self, slot: Slot) -> None:
+        """Take out what is in the slot's pipe, if there can be anything."""
         if slot.state is SlotState.READY and not slot.pipe_is_empty and not slot.taking_back:
             slot.taking_back = True
             self._ledger.effects.append(TakeBack(slot.index))
@@ -406,7 +478,7 @@ class Workforce:
     def ask_all_back(self) -> bool:
         """Take back whatever is in the pipes; False if there can be nothing."""
         for slot in self.slots:
-            self._ask_back(slot)
+            self.ask_back(slot)
         return self.taking_back
 
     @property
@@ -416,12 +488,18 @@ class Workforce:
 
     def took_back(self, index: int, sequences: list[int], now: float) -> None:
         """Those records came back from the slot's pipe."""
-        slot = self.slots[index]
+        slot = self.process(index)
         slot.taking_back = False
         slot.pipe_is_empty = True
         if sequences:
             self._put_back(slot, slot.cut(sequences[0]))
-        self._pursue_stop(slot, now)
+        if slot.stack:
+            self.nesting.pipe_emptied(slot)
+        self.pursue_stop(slot, now)
+        if index < FIRST_ACTOR:
+            self._pursue_renewal(slot)
+        else:
+            self.actors.went_on(slot, now)
 
     def _put_back(self, slot: Slot, taken: list[tuple[int, Stretch]]) -> None:
         stretches: list[Stretch] = []
@@ -435,42 +513,47 @@ class Workforce:
                     self._ledger.failed(assignment, first + offset, kind, b"", {})
                 else:
                     stretches.append((assignment, first + offset, 1))
-        self._queue.put_back(stretches)
+        (self.actors.of(slot) or self._queue).put_back(stretches)
 
     # ------------------------------------------------------------------ stopping
 
     def stop(self, assignment: Assignment, task: int, now: float) -> None:
         """End a task that a slot has, claimed or not."""
-        for slot in self.slots:
+        if self.actors.slots and self.actors.withdraw(assignment, task):
+            self._ledger.failed(assignment, task, "cancelled", b"", {})
+            return
+        for slot in self.processes:
             sequence = slot.find(assignment, task)
             if sequence:
                 slot.stops[sequence] = "cancelled"
-                self._pursue_stop(slot, now)
+                self.pursue_stop(slot, now)
                 return
 
-    def _pursue_stop(self, slot: Slot, now: float) -> None:
+    def pursue_stop(self, slot: Slot, now: float) -> None:
         """If tasks of the slot are to be stopped: take out those that are not claimed, interrupt the one that runs."""
         if not slot.stops or slot.state is not SlotState.READY:
             return
         if not slot.pipe_is_empty:
-            self._ask_back(slot)
+            self.ask_back(slot)
+        elif slot.stack and not self.nesting.pursue_stop(slot, now):
+            return
         elif slot.outstanding and slot.pieces[0].sequence in slot.stops and slot.kill_at is None:
             self._interrupt(slot, slot.pieces[0].sequence, now)
 
     def wake(self, now: float) -> None:
         """Do what was left for later: timeouts, kills, restarts, a second look at the pipes."""
-        for slot in self.slots:
+        for slot in self.processes:
             if slot.start_at is not None and now >= slot.start_at:
-                self._start(slot)
+                self.start(slot)
+            if slot.stack:
+                self.nesting.time_out(slot, now)
             if slot.state is not SlotState.READY or not slot.outstanding:
                 continue
             front = slot.pieces[0]
             limit = front.assignment.timeout_seconds
             if slot.kill_at is not None:
                 if now >= slot.kill_at:
-                    slot.kill_at = None
-                    slot.state = SlotState.ENDING
-                    self._ledger.effects.append(KillSlot(slot.index))
+                    self._end(slot)
             elif limit and now >= slot.front_since + limit:
                 slot.stops.setdefault(front.sequence, "timeout")
                 self._interrupt(slot, front.sequence, now)
@@ -478,7 +561,7 @@ class Workforce:
             self._balance(now)
 
     def _interrupt(self, slot: Slot, sequence: int, now: float) -> None:
-        slot.kill_at = now + _STOP_PATIENCE_SECONDS
+        slot.kill_at = now + STOP_PATIENCE_SECONDS
         self._ledger.effects.append(Interrupt(slot.index, sequence))
 
 

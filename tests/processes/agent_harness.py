@@ -233,6 +233,7 @@ def grant(
         values=values or [],
         inline_limit_bytes=inline,
         options=options,
+        origin=[b"c" * 16, -1, 0, "", [], True],
     )
 
 

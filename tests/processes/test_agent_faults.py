@@ -208,11 +208,33 @@ def test_a_killed_agent_leaves_no_process_and_no_segment_though_a_slot_holds_the
     until(lambda: not segments_below(shared_memory), "the segments are gone")
 
 
-@pytest.mark.kills_processes
-def test_what_a_task_started_ends_with_its_slot_and_with_the_agent(
+def test_what_a_task_started_ends_with_its_slot(
     scheduler: PlayedScheduler, worker: Worker, tmp_path: Path
 ) -> None:
-    def start(path: str, detached: bool) -> int:
+    def start_and_crash(path: str) -> None:
+        import ctypes
+        import pathlib
+        import subprocess
+
+        process = subprocess.Popen(["sleep", "60"])
+        pathlib.Path(path).write_text(str(process.pid))
+        ctypes.string_at(0)
+
+    scheduler.send(function_message(start_and_crash), grant(1, [(str(tmp_path / "child"),)]))
+    assert scheduler.expect(messages.RunFailed).kind == "died"
+    child = slot_process(tmp_path / "child")
+    until(lambda: not alive([child]), "it has ended")
+
+
+@pytest.mark.kills_processes
+@pytest.mark.parametrize(
+    "detached",
+    [False, pytest.param(True, marks=pytest.mark.fast_path("what leaves its process group is nobody's any more"))],
+)
+def test_what_a_task_started_ends_with_the_agent(
+    scheduler: PlayedScheduler, worker: Worker, tmp_path: Path, detached: bool
+) -> None:
+    def start(path: str) -> int:
         import pathlib
         import subprocess
 
@@ -220,14 +242,12 @@ def test_what_a_task_started_ends_with_its_slot_and_with_the_agent(
         pathlib.Path(path).write_text(str(process.pid))
         return process.pid
 
-    scheduler.send(function_message(start), grant(1, [(str(tmp_path / "a"), False)]))
+    scheduler.send(function_message(start), grant(1, [(str(tmp_path / "child"),)]))
     scheduler.done(1)
-    scheduler.send(grant(2, [(str(tmp_path / "b"), True)]))
-    scheduler.done(1)
-    children = [slot_process(tmp_path / "a"), slot_process(tmp_path / "b")]
-    assert alive(children) == children
+    child = slot_process(tmp_path / "child")
+    assert alive([child])
     worker.process.kill()
-    until(lambda: not alive(children), "both have ended")
+    until(lambda: not alive([child]), "it has ended")
 
 
 @pytest.mark.kills_processes

@@ -483,8 +483,6 @@ def test_options_are_checked_at_the_call(client: Client) -> None:
         client.submit(inc, 1, priority="high")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="workers is empty"):
         client.submit(inc, 1, workers=[])
-    with pytest.raises(NotImplementedError, match="actors"):
-        client.submit(inc, 1, actor=True)
     with pytest.raises(TypeError, match="a function is needed"):
         client.submit(5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="iterable"):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from cluster import Client, wait
-from cluster.errors import ValueLost
+from cluster.errors import TaskDied, ValueLost
 from tests.processes.whole_cluster import (
     Daemon,
     Gate,
@@ -24,6 +24,7 @@ from tests.processes.whole_cluster import (
     until,
     wait_at,
     whole_cluster,
+    worker_of,
 )
 
 pytestmark = pytest.mark.timeout(25)
@@ -167,6 +168,30 @@ def test_what_does_not_end_in_the_drain_time_runs_again_elsewhere(tmp_path: Path
         cluster.workers[0].signal(signal.SIGTERM)
         assert future.result(20) == 2
         assert cluster.workers[0].end() == 0
+
+
+def end_own_worker() -> None:
+    """A task: kill the agent that its slot belongs to."""
+    os.kill(worker_of(os.getppid()), signal.SIGKILL)
+    time.sleep(60)
+
+
+@pytest.mark.kills_processes
+@pytest.mark.timeout(60)
+def test_a_task_that_kills_its_whole_worker_fails_and_others_do_not() -> None:
+    with whole_cluster(workers=1) as cluster:
+        client = cluster.client()
+        guilty = client.submit(end_own_worker)
+        innocent = client.map(inc, range(50))
+        for _ in range(3):
+            assert cluster.workers[-1].end() == -signal.SIGKILL
+            assert not guilty.done()
+            cluster.add_workers(())
+        with pytest.raises(TaskDied, match=r"its whole worker ended .*worker-1.*worker-2.*worker-3") as caught:
+            guilty.result(20)
+        assert caught.value.attempts == 3
+        cluster.add_workers(())
+        assert client.gather(innocent, timeout=20) == list(range(1, 51))
 
 
 # --------------------------------------------------------------------------- clients that are lost

@@ -314,19 +314,35 @@ def test_sweeps_and_starts_at_the_same_time_do_not_hurt_each_other(parent: Path)
     assert process.returncode == 0, output
 
 
+@pytest.mark.parametrize("nbytes", [0, 1, 100_000, segments.WRITE_STEP_BYTES, 2 * segments.WRITE_STEP_BYTES + 1])
+@pytest.mark.parametrize("here", [True, False])
+def test_room_is_reserved_by_writing_where_there_is_nothing_better(
+    parent: Path, monkeypatch: pytest.MonkeyPatch, nbytes: int, here: bool
+) -> None:
+    if here:
+        monkeypatch.setattr(os, "posix_fallocate", refuse_to_reserve)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate")
+    with SegmentDirectory(parent, "agent", fast_paths=not here) as directory:
+        facts = os.stat(directory.create(nbytes))
+        assert facts.st_size == nbytes
+        assert facts.st_blocks * 512 >= nbytes
+
+
 def refuse_to_reserve(*_: object) -> None:
-    raise AssertionError("it must be refused by its size alone: trying would fill the memory")
+    raise AssertionError("not by this: what cannot fit is refused by its size alone, before it fills the memory")
 
 
 def test_what_cannot_fit_is_refused_before_any_memory_is_taken(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", refuse_to_reserve)
+    monkeypatch.setattr(os, "write", refuse_to_reserve)
     with SegmentDirectory(parent, "agent") as directory, pytest.raises(StoreFull, match="no room for a value of"):
         directory.create(1 << 60)
     assert list(base_of(parent).iterdir()) == []
 
 
 def test_a_store_in_memory_has_no_more_room_than_the_memory(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_lies_in_memory", lambda path: True)
+    monkeypatch.setattr(segments, "lies_in_memory", lambda path: True)
     monkeypatch.setattr(segments, "_available_memory_bytes", lambda: segments.MEMORY_LEFT_BYTES + (2 << 20))
     with SegmentDirectory(parent, "agent") as directory:
         assert directory.free_bytes() == 2 << 20
@@ -338,8 +354,8 @@ def test_a_store_in_memory_has_no_more_room_than_the_memory(parent: Path, monkey
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="there is no shared memory file system here")
 def test_a_file_system_in_memory_is_known_as_one() -> None:
-    assert segments._lies_in_memory(Path("/dev/shm"))
-    assert not segments._lies_in_memory(Path("/proc"))
+    assert segments.lies_in_memory(Path("/dev/shm"))
+    assert not segments.lies_in_memory(Path("/proc"))
 
 
 FULL_TMPFS = textwrap.dedent(
@@ -350,7 +366,7 @@ FULL_TMPFS = textwrap.dedent(
     from cluster.storage.segments import SegmentDirectory, map_segment, write_encoded
     from cluster.wire.payload import dumps, loads
 
-    with SegmentDirectory(Path(sys.argv[1]), "agent") as directory:
+    with SegmentDirectory(Path(sys.argv[1]), "agent", fast_paths=sys.argv[2] == "True") as directory:
         kept = dumps(bytes(range(256)) * 1000)
         paths = []
         while True:
@@ -371,10 +387,12 @@ FULL_TMPFS = textwrap.dedent(
 )
 
 
-def test_a_full_store_is_an_ordinary_answer_and_what_is_in_it_stays_whole(parent: Path) -> None:
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_a_full_store_is_an_ordinary_answer_and_what_is_in_it_stays_whole(parent: Path, fast_paths: bool) -> None:
     tiny = parent / "tiny"
     tiny.mkdir()
-    mount = f'mount -t tmpfs -o size=4m tmpfs {tiny} || exit 77; exec {sys.executable} -c "$PROGRAM" {tiny}'
+    program = f'exec {sys.executable} -c "$PROGRAM" {tiny} {fast_paths}'
+    mount = f"mount -t tmpfs -o size=4m tmpfs {tiny} || exit 77; {program}"
     try:
         done = subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount],

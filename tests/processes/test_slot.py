@@ -167,15 +167,20 @@ def test_a_task_may_change_its_inputs_and_others_do_not_see_it(scheduler: Played
     assert [pickle.loads(data) for data in scheduler.done(3).values()] == [1, 1, 1]
 
 
-def test_what_a_task_prints_reaches_the_workers_output(scheduler: PlayedScheduler, worker: Worker) -> None:
+def test_what_a_task_prints_is_told_before_its_end_and_not_in_the_workers_own_output(
+    scheduler: PlayedScheduler, worker: Worker
+) -> None:
     def speak() -> None:
         print("spoken by a task")
         os.write(1, b"and past Python\n")
 
     value(scheduler, speak)
+    [[attempt, row, entries]] = scheduler.expect(messages.Output, seconds=0.0).tasks  # it came before the value did
+    assert (attempt, row) == (1, 0)
+    assert b"".join(data for _, _, data in entries) == b"spoken by a task\nand past Python\n"
     worker.process.terminate()
     _, errors = worker.end()
-    assert "spoken by a task\nand past Python\n" in errors
+    assert "spoken" not in errors
 
 
 def test_a_task_may_fork_and_its_child_is_no_slot(scheduler: PlayedScheduler, worker: Worker) -> None:
@@ -219,6 +224,7 @@ def test_slots_run_in_the_main_thread_of_a_process_group_of_their_own(
     assert value(scheduler, look) == (True, True, "500", os.environ.get("OMP_NUM_THREADS", cores))
 
 
+@pytest.mark.fast_path("the allocator is left as it is")
 def test_a_slot_keeps_the_memory_that_it_frees(scheduler: PlayedScheduler, worker: Worker) -> None:
     def fault() -> int:
         import resource

@@ -170,12 +170,14 @@ def test_a_place_of_the_wrong_size_is_refused() -> None:
     run_pair(scenario)
 
 
-@pytest.mark.parametrize("fast_path", [True, False])
+@pytest.mark.parametrize("way", ["sendfile", "no sendfile here", "not wanted"])
 def test_a_file_is_sent_although_it_is_removed_meanwhile(
-    fast_path: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not fast_path:
+    if way == "no sendfile here":
         monkeypatch.delattr(os, "sendfile")
+    elif way == "not wanted":
+        monkeypatch.setattr(os, "sendfile", lambda *_: pytest.fail("it was not to be used"))
     data = os.urandom(12_345_678)
     (tmp_path / "value").write_bytes(data + b"beyond what was announced")
 
@@ -188,7 +190,8 @@ def test_a_file_is_sent_although_it_is_removed_meanwhile(
             else None
         )
         connection.send(messages.ValueStream(1, 2, 3, len(data)))
-        connection.send_file(str(tmp_path / "value"), len(data), done.set)
+        wanted = way != "not wanted"
+        connection.send_file(str(tmp_path / "value"), len(data), done.set, by_system_call=wanted)
         connection.send(messages.Heartbeat())
         (tmp_path / "value").unlink()
         await there.until(lambda: len(there.messages) == 2)

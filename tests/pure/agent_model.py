@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any, TypeVar
 
 from cluster.wire import messages
+from cluster.wire.task_output import RAW, Piece
 from cluster.worker import events
 from cluster.worker.machine import Agent, AgentIdentity
 
@@ -30,6 +31,7 @@ def grant(
     values: list[Any] | None = None,
     needs: list[list[int]] | None = None,
     inline: int = 4096,
+    shown: bool = True,
     **options: Any,
 ) -> messages.Grant:
     """A grant of consecutive rows (or of the runs given), each with a piece of the blob that is its number as text."""
@@ -45,6 +47,7 @@ def grant(
     return messages.Grant(
         attempt, runs, function_id, "f", 0, offsets.tobytes(), blob,
         starts.tobytes() if needs else b"", inputs.tobytes(), values or [], inline, options,
+        [b"c" * 16, -1, 0, "", [], shown],
     )  # fmt: skip
 
 
@@ -57,6 +60,7 @@ class ModelSlot:
         self.tasks: dict[int, tuple[events.GiveTasks, int]] = {}
         self.functions: set[bytes] = set()
         self.segment = ""
+        self.reference: list[Any] = []  # of the actor that it is to keep
         self.interrupted: list[int] = []
         self.unread: list[Any] = []
 
@@ -82,14 +86,21 @@ class ModelSlot:
 class AgentModel:
     """An agent's machine with everything around it."""
 
-    def __init__(self, slots: int = 2, *, start: bool = True, drain_seconds: float = 30.0) -> None:
+    def __init__(
+        self, slots: int = 2, *, start: bool = True, drain_seconds: float = 30.0, one_task_at_a_time: bool = False
+    ) -> None:
         self.now = 100.0
         self.agent = Agent(
-            AgentIdentity(b"w" * 16, "w", OWN_ADDRESS, slots, 1 << 30, {}, {}, 1, 1.0, drain_seconds)
+            AgentIdentity(
+                b"w" * 16, "w", OWN_ADDRESS, slots, 1 << 30, {}, {}, 1, 1.0, drain_seconds, one_task_at_a_time
+            )
         )
+        self.one_task_at_a_time = one_task_at_a_time
         self.slots: dict[int, ModelSlot] = {}
         self.starting: list[int] = []
         self.killed: list[int] = []
+        self.noted: list[tuple[int, int]] = []
+        self.went_on: list[tuple[Any, ...]] = []
         self.sent: deque[Any] = deque()
         self.to_peers: list[Any] = []
         self.fetches: list[events.FetchFrom] = []
@@ -181,6 +192,8 @@ class AgentModel:
         """The slot's process ends."""
         self.read(slot)
         model = self.slots.pop(slot)
+        if lines:
+            self.feed(events.SlotWrote(slot, [Piece(RAW, 0, 0, lines.encode())], 0.0))
         self.feed(events.SlotExited(slot, list(model.pipe), exit_code, signal, lines, 1000))
 
     # ------------------------------------------------------------------ looking
@@ -214,15 +227,25 @@ class AgentModel:
             case events.GiveTasks():
                 model = self.slots[effect.slot]
                 assert effect.function_id in model.functions
+                if self.one_task_at_a_time:
+                    assert effect.tasks == 1 and not model.pipe and not model.claimed
                 for index in range(effect.tasks):
                     model.tasks[effect.sequence + index] = (effect, index)
                     model.pipe.append(effect.sequence + index)
             case events.TakeBack(slot):
+                assert not self.one_task_at_a_time
                 taken = list(self.slots[slot].pipe)
                 self.slots[slot].pipe.clear()
                 pending.append(events.TookBack(slot, taken))
             case events.Interrupt(slot, sequence):
                 self.slots[slot].interrupted.append(sequence)
+            case events.BecomeActor(slot, reference):
+                self.slots[slot].reference = reference
+            case events.NoteWait(slot, sequence):
+                assert not self.slots[slot].pipe
+                self.noted.append((slot, sequence))
+            case events.GoOn():
+                self.went_on.append(tuple(effect))
             case events.KillSlot(slot):
                 self.killed.append(slot)
             case events.AnswerSegment(slot, sequence, path):

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 from cluster.scheduler import invariants
+from cluster.scheduler.coordination_invariants import check_coordination
 from cluster.scheduler.machine import Close, Congested, Disconnected, Received, Scheduler, Settings, Tick
 from cluster.wire import messages
 
@@ -67,11 +68,11 @@ class Peer:
 class ClientSide(Peer):
     """A client; it numbers its tasks as a real one does."""
 
-    def __init__(self, dialogue: Dialogue, name: str) -> None:
+    def __init__(self, dialogue: Dialogue, name: str, weight: float = 1.0) -> None:
         super().__init__(dialogue, name)
         self.client_id = name.encode().ljust(16, b".")
         self.next_number = 0
-        self.say(messages.ClientJoin(self.client_id, name, {}))
+        self.say(messages.ClientJoin(self.client_id, name, {}, weight))
         assert self.hear(messages.ClientWelcome).epoch == EPOCH
 
     def submit(
@@ -219,8 +220,8 @@ class Dialogue:
         self.peers.append(peer)
         return len(self.peers) - 1
 
-    def client(self, name: str = "client") -> ClientSide:
-        return ClientSide(self, name)
+    def client(self, name: str = "client", weight: float = 1.0) -> ClientSide:
+        return ClientSide(self, name, weight)
 
     def worker(self, name: str = "worker", slots: int = 1, **resources: float) -> WorkerSide:
         return WorkerSide(self, name, slots, resources).welcomed()
@@ -233,6 +234,8 @@ class Dialogue:
                 self.peers[effect.peer].inbox.append(effect.message)
         invariants.check(self.ledger)
         invariants.check_placement(self.scheduler.placement)
+        check_coordination(self.scheduler.coordination)
+        invariants.check_census(self.ledger)
 
     def wait(self, seconds: float) -> None:
         """Let time pass, with a tick whenever the machine wants one."""

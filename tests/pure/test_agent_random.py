@@ -21,7 +21,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.model = AgentModel(slots=self.random.choice((1, 2, 3)))
+        self.model = AgentModel(slots=self.random.choice((1, 2, 3)), one_task_at_a_time=seed % 4 == 3)
         self.model.tell(messages.DefineFunction(OTHER_FUNCTION, "g", b"function"))
         self.granted: set[tuple[int, int]] = set()
         self.claims: Counter[tuple[str, bytes]] = Counter()

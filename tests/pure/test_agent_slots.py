@@ -306,6 +306,7 @@ def test_a_death_charges_only_the_task_that_was_claimed() -> None:
     model.tell(grant(2, 5))
     model.slots[0].claim()
     model.die(0, signal=11, lines="Segmentation fault")
+    model.expect(messages.Output)
     failed = model.expect(messages.RunFailed)
     assert (failed.kind, failed.row) == ("died", 0)
     assert failed.details["signal"] == 11

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -72,6 +73,30 @@ def test_values_are_read_by_the_kind_of_their_setting(own_directory: Path, monke
     assert settings.address is None
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("1", True), ("True", True), ("yes", True), ("0", False), ("false", False), (" NO ", False)]
+)
+def test_a_truth_value_is_written_in_the_usual_words(
+    own_directory: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: bool
+) -> None:
+    monkeypatch.delenv("CLUSTER__FAST_PATHS", raising=False)
+    assert config.load().fast_paths is True
+    _write_settings(own_directory, f"fast_paths = {str(meant).lower()}\n")
+    assert config.load().fast_paths is meant
+    monkeypatch.setenv("CLUSTER__FAST_PATHS", written)
+    assert config.load().fast_paths is meant
+    assert config.load(fast_paths=not meant).fast_paths is not meant
+
+
+def test_without_fast_paths_values_are_kept_in_files_unless_a_place_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert config.load(fast_paths=False).shared_memory_directory == tmp_path  # what the environment says
+    monkeypatch.delenv("CLUSTER__SHARED_MEMORY_DIRECTORY")
+    assert config.load(fast_paths=False).shared_memory_directory == Path(tempfile.gettempdir())
+    assert config.load(fast_paths=True).shared_memory_directory == Settings().shared_memory_directory
+
+
 def test_an_unknown_name_is_an_error_with_the_nearest_setting(
     own_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +127,9 @@ def test_an_unknown_name_is_an_error_with_the_nearest_setting(
         ("shared_memory_directory", 5),
         ("shared_memory_directory", ""),
         ("worker_timeout_seconds", 1.0),
+        ("fast_paths", "perhaps"),
+        ("fast_paths", 2),
+        ("fast_paths", ""),
     ],
 )
 def test_a_value_without_sense_is_an_error_that_names_the_setting(name: str, value: object) -> None:
@@ -204,3 +232,90 @@ def test_a_place_where_no_secret_can_be_kept_is_a_clear_error(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match="cannot be read or made"):
         load_or_create_secret(tmp_path / "file" / "directory")
+
+
+# --------------------------------------------------------------------------- the project's file
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder; the working directory is two folders below."""
+    folder = tmp_path / "project"
+    (folder / "source" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(folder / "source" / "deep")
+    return folder
+
+
+@pytest.mark.parametrize("name", [config.PROJECT_FILE, config.SHARED_PROJECT_FILE])
+def test_the_nearest_project_file_goes_after_the_environment_before_the_users_file(
+    name: str, project: Path, own_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = "[tool.cluster]\n" if name == config.SHARED_PROJECT_FILE else ""
+    _write_settings(own_directory, "scheduler_port = 1\ndrain_seconds = 1\n")
+    (project / name).write_text(f"{table}scheduler_port = 2\nlead_seconds = 2\n")
+    assert (config.load().scheduler_port, config.load().drain_seconds, config.load().lead_seconds) == (2, 1.0, 2.0)
+    # What has no settings of ours is passed over, also when it names us.
+    (project / "source" / config.SHARED_PROJECT_FILE).write_text('[project]\nname = "cluster"\n')
+    assert config.load().scheduler_port == 2
+    (project / "source" / name).write_text(f"{table}scheduler_port = 3\n")
+    assert (config.load().scheduler_port, config.load().lead_seconds) == (3, 0.010)
+    monkeypatch.setenv("CLUSTER__SCHEDULER_PORT", "4")
+    assert config.load().scheduler_port == 4
+    assert config.load(scheduler_port=5).scheduler_port == 5
+
+
+def test_a_project_file_may_move_the_directory_and_its_paths_start_at_its_own_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLUSTER__DIRECTORY")
+    monkeypatch.delenv("CLUSTER__SHARED_MEMORY_DIRECTORY")
+    (project / config.PROJECT_FILE).write_text('directory = ".secrets"\n')
+    _write_settings(project / ".secrets", 'shared_memory_directory = "values"\n')
+    settings = config.load()
+    assert settings.directory == project / ".secrets"
+    assert settings.shared_memory_directory == project / ".secrets" / "values"
+
+
+def test_mistakes_in_a_project_file_are_named(project: Path) -> None:
+    shared = project / config.SHARED_PROJECT_FILE
+    shared.write_text("[tool.cluster]\nschedulerport = 1\n")
+    with pytest.raises(SettingError, match=r"pyproject\.toml has schedulerport.*did you mean scheduler_port"):
+        config.load()
+    shared.write_text("[tool]\ncluster = 3\n")
+    with pytest.raises(SettingError, match="must be a table"):
+        config.load()
+    shared.write_text("[tool.cluster\n")
+    with pytest.raises(SettingError, match=r"pyproject\.toml is not valid TOML"):
+        config.load()
+    shared.write_text("[tool.cluster]\n")
+    (project / config.PROJECT_FILE).write_text("")
+    with pytest.raises(SettingError, match="keep one of them"):
+        config.load()
+
+
+def test_a_working_directory_that_is_gone_has_no_project(project: Path) -> None:
+    (project / "source" / "deep").rmdir()
+    assert config.load() == Settings(directory=config.load().directory, shared_memory_directory=project.parent)
+
+
+def test_each_setting_is_described_with_its_sentence_unit_and_origin(
+    project: Path, own_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write_settings(own_directory, "drain_seconds = 7\n")
+    (project / config.PROJECT_FILE).write_text("lineage_rows = 5\n")
+    monkeypatch.setenv("CLUSTER__LEAD_SECONDS", "0.5")
+    found = {report.name: report for report in config.describe(scheduler_port=9000)}
+    assert list(found) == [one.name for one in dataclasses.fields(Settings)]
+    assert len(found) < 25
+    assert all(report.sentence.endswith(".") for report in found.values())
+    origins = {
+        "scheduler_port": "argument",
+        "lead_seconds": "environment CLUSTER__LEAD_SECONDS",
+        "lineage_rows": str(project / config.PROJECT_FILE),
+        "drain_seconds": str(own_directory / config.SETTINGS_FILE),
+        "client_grace_seconds": "default",
+    }
+    assert {name: found[name].origin for name in origins} == origins
+    drain = found["drain_seconds"]
+    assert (drain.value, drain.default, drain.unit) == (7.0, 30.0, "seconds")
+    assert found["address"].kind == "str or none"

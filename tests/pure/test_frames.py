@@ -23,6 +23,7 @@ def _examples_of(annotation: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(_examples_of(items[0]), _examples_of(items[1]), max_size=3)
     return {
+        bool: st.booleans(),
         int: st.integers(-(2**63), 2**64 - 1),
         float: st.floats(allow_nan=False),
         str: st.text(max_size=8),
@@ -116,9 +117,10 @@ def test_a_decoder_may_be_given_a_lower_limit() -> None:
         (_frame(RELEASE, [1, "2"]), r"Release\.runs"),
         (_frame(RELEASE, [1, True]), r"Release\.runs"),
         (_frame(RELEASE, [1, [2]]), r"Release\.runs"),
-        (_frame(CLIENT_JOIN, b"id", b"name", {}), r"ClientJoin\.name must be str, but bytes came"),
-        (_frame(CLIENT_JOIN, b"id", "name", {"python": 3}), r"ClientJoin\.versions"),
-        (_frame(CLIENT_JOIN, b"id", "name", {b"python": "3"}), r"ClientJoin\.versions"),
+        (_frame(CLIENT_JOIN, b"id", "name", {}, "2"), r"ClientJoin\.weight must be float"),
+        (_frame(CLIENT_JOIN, b"id", b"name", {}, 1.0), r"ClientJoin\.name must be str, but bytes came"),
+        (_frame(CLIENT_JOIN, b"id", "name", {"python": 3}, 1.0), r"ClientJoin\.versions"),
+        (_frame(CLIENT_JOIN, b"id", "name", {b"python": "3"}, 1.0), r"ClientJoin\.versions"),
         (_frame(WORKER_JOIN, b"id", "w", "a", 1, 1, {"GPU": "1"}, {}, 1), r"WorkerJoin\.resources"),
         (_frame(DONE, 1, 2, [], b"", b"", b"", "0.1", 0.1, []), r"Done\.run_seconds must be float"),
     ],

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -385,6 +386,28 @@ def test_no_value_is_kept_alive_by_having_been_pickled() -> None:
     gc.collect()
     assert len([it for it in gc.get_objects() if type(it) is Watched]) == counter
     assert import_free == [1]
+
+
+class Weak:
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [1, bytes(10_000), np.zeros(10_000), FutureReference((b"client", 1, "f", -1, None)), lambda: None],
+    ids=["small", "large", "buffers", "future", "function"],
+)
+def test_what_was_pickled_goes_when_its_owner_lets_it_go(content: object) -> None:
+    gc.disable()  # a large value, or what a future holds, must not wait for the collector
+    try:
+        value = Weak(content)
+        gone = weakref.ref(value)
+        dumps([value])
+        del value
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class PicklesWhilePickling:

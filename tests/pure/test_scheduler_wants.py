@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.scheduler import invariants
 from cluster.wire import messages
-from tests.pure.dialogue import Dialogue, numbers_of
+from tests.pure.dialogue import ClientSide, Dialogue, numbers_of
 
 # ------------------------------------------------------------------ cancel
 
@@ -246,6 +246,68 @@ def test_scattered_values_are_spread_or_sent_everywhere(dialogue: Dialogue) -> N
     assert sorted(client.hear(messages.Push).address for _ in range(2)) == sorted(w.address for w in workers)
     client.offer([10], "broadcast")
     assert sorted(client.hear(messages.Push).address for _ in range(2)) == sorted(w.address for w in workers)
+
+
+def scattered(client: ClientSide, first: int, count: int, *names: str) -> None:
+    client.say(messages.Query(1, "scattered", [first, count, list(names)]))
+
+
+def test_who_scatters_hears_when_all_has_arrived(dialogue: Dialogue) -> None:
+    client, one, two = dialogue.client(), dialogue.worker("one"), dialogue.worker("two")
+    first = client.offer([10], "broadcast")
+    scattered(client, first, 1)
+    pushes = [client.hear(messages.Push) for _ in range(2)]
+    one.say(messages.Held(7, [pushes[0].row, pushes[0].attempt, 10]))
+    client.hears_nothing()
+    two.say(messages.Held(7, [pushes[0].row, pushes[0].attempt, 10]))
+    assert client.hear(messages.Answer) == (1, "", None)
+
+
+def test_a_scatter_that_cannot_be_sent_says_to_whom_and_why(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    first = client.offer([10], "broadcast")
+    scattered(client, first, 1)
+    for _ in range(15):
+        client.hear(messages.Push)
+        client.hears_nothing()
+        client.say(messages.Pushed(first, worker.address, "no route"))
+        dialogue.wait(1.0)
+        worker.say(messages.AgentHeartbeat(7, {}))
+    error = client.hear(messages.Answer).error
+    assert worker.name in error and "no route" in error
+    assert not dialogue.scheduler.scatters.pending
+
+
+def test_a_worker_that_goes_ends_the_wait_for_it(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    first = client.offer([10], "broadcast")
+    scattered(client, first, 1)
+    client.hear(messages.Push)
+    worker.disconnect()
+    assert client.hear(messages.Answer).error == ""
+
+
+def test_a_scatter_to_an_unknown_worker_names_those_that_are_there(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    dialogue.worker("anna")
+    first = client.offer([10])
+    scattered(client, first, 1, "bob", "anna")
+    error = client.hear(messages.Answer).error
+    assert "bob" in error and "those connected are anna" in error
+
+
+def test_a_push_that_is_refused_fails_who_waits_for_it_at_once(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    offered = client.offer([5000])
+    client.submit(inputs=[[offered]])
+    grant = worker.grant()
+    client.hear(messages.Push)
+    for _ in range(2):
+        client.say(messages.PushRefused(offered, worker.address, "it was changed", "leave it alone"))
+    failure = client.failed(1)
+    assert (failure.details["message"], failure.details["remedy"]) == ("it was changed", "leave it alone")
+    assert worker.hear(messages.Stop).names == [grant.attempt, grant.runs[0]]
+    worker.run_failed(grant, "cancelled")
 
 
 def test_an_offered_value_whose_worker_is_lost_is_pushed_again(dialogue: Dialogue) -> None:

@@ -13,13 +13,17 @@ from typing import Any
 
 import pytest
 
-from cluster.scheduler import placement, wants, worker_desk
+from cluster.scheduler import explain, placement, startable, unmet, wants, worker_desk
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.inquiries import Inquiries
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.machine import Scheduler
+from cluster.scheduler.nesting_desk import NestingDesk
+from cluster.scheduler.orders import Orders
 from cluster.scheduler.ready import Bucket
 from cluster.scheduler.table import FINISHED, GRANTED, Table
+from cluster.scheduler.worker_losses import WorkerLosses
 from cluster.scheduler.workers import WorkerRecord
 from cluster.session.machine import Session
 from cluster.simulation.plan import Plan, draw_plan
@@ -27,6 +31,9 @@ from cluster.simulation.workloads import Shape
 from cluster.simulation.world import simulate
 from cluster.wire import messages
 from cluster.worker.ledger import Ledger as AgentLedger
+from cluster.worker.nesting import Nesting
+from cluster.worker.queue import Assignment, ReadyQueue
+from cluster.worker.slots import Slot
 from cluster.worker.supply import Supply
 from cluster.worker.workforce import Workforce
 
@@ -43,6 +50,7 @@ RIVALS = Plan(
     fault_seconds=0.2,
     gathers=0.0,
 )
+UNEQUAL_RIVALS = replace(RIVALS, weights=(1.0, 4.0))
 Faulty = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -72,7 +80,33 @@ def deadly_plan(seed: int) -> Plan:
     """Slots with full pipes, and tasks that kill them."""
     drawn = draw_plan(Random(f"{seed} deadly"))
     shape = Shape(none=0.8, killing=0.05, functions=1)
-    return replace(drawn, shape=shape, graph_size=60, slot_crashes=3.0, check_every=20, workers=((1, 0.0),))
+    return replace(
+        drawn, shape=shape, graph_size=60, slot_crashes=3.0, check_every=20, workers=((1, 0.0),),
+        one_task_at_a_time=False,
+    )  # fmt: skip
+
+
+def explaining_plan(seed: int) -> Plan:
+    """Rows explained after every event, and clients that ask."""
+    return replace(busy_plan(seed), explains=1.0, asks=0.2)
+
+
+def asking_plan(seed: int) -> Plan:
+    """Clients that mostly ask, about workers that often die."""
+    return replace(busy_plan(seed), asks=1.5, agent_crashes=5.0, actions=20, graph_size=6, longest_delay_seconds=0.005)
+
+
+def impossible_plan(seed: int) -> Plan:
+    """Some tasks ask for what nobody has, and the others' workers are slow."""
+    plan = busy_plan(seed)
+    return replace(plan, shape=replace(plan.shape, impossible=0.1, long=0.3, resources=0.5), unmet_request_seconds=2.0)
+
+
+def nested_plan(seed: int) -> Plan:
+    """Tasks that submit tasks and wait for them, on few slots."""
+    drawn = draw_plan(Random(f"{seed} nested"))
+    shape = replace(drawn.shape, parents=0.6, depth=4, long=0.0, timeouts=0.1, resources=0.0)
+    return replace(drawn, shape=shape, check_every=5, cancels=0.2, workers=((1, 0.0), (2, 0.0)), graph_size=4)
 
 
 def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
@@ -204,8 +238,8 @@ def forgets_whom_to_tell_of_a_reset(patch: pytest.MonkeyPatch) -> None:
 
 
 def believes_a_worker_that_is_gone(patch: pytest.MonkeyPatch) -> None:
-    original = worker_desk.WorkerDesk._rows_at
-    patch.setattr(worker_desk.WorkerDesk, "_rows_at", lambda self, index: list(original(self, index))[1:])
+    original = WorkerLosses._rows_at
+    patch.setattr(WorkerLosses, "_rows_at", lambda self, index: list(original(self, index))[1:])
 
 
 def frees_values_that_are_needed(patch: pytest.MonkeyPatch) -> None:
@@ -219,7 +253,63 @@ def frees_values_that_are_needed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "leave_inputs", leave_inputs)
 
 
+def explains_a_task_without_its_last_input(patch: pytest.MonkeyPatch) -> None:
+    original = explain._missing_inputs
+
+    def missing_inputs(ledger: Ledger, row: int) -> tuple[list[int], int]:
+        missing, count = original(ledger, row)
+        return missing[: max(1, len(missing) - 1)], count
+
+    patch.setattr(explain, "_missing_inputs", missing_inputs)
+
+
+def explains_by_what_a_worker_has_in_all(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        startable,
+        "worker_bar",
+        lambda worker, restriction: None if worker.permits(restriction) else startable.Bar.LACKING,
+    )
+
+
+def explains_what_failed_by_who_failed_last(patch: pytest.MonkeyPatch) -> None:
+    original = explain._failed
+
+    def failed(ledger: Ledger, row: int, now: float) -> list[explain.Reason]:
+        return [reason._replace(rows=(row,)) for reason in original(ledger, row, now)]
+
+    patch.setattr(explain, "_failed", failed)
+
+
+def tells_nothing_of_a_lost_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ledger, "note", lambda self, row, what, why="": None)
+
+
+def leaves_a_question_to_a_lost_worker_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Orders, "worker_gone", lambda self, worker: None)
+    patch.setattr(Inquiries, "watch", lambda self, now: None)
+
+
+def gives_up_requests_that_a_worker_can_meet(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unmet, "is_met", lambda ledger, restriction: False)
+
+
+def never_gives_up_what_nobody_can_run(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(unmet.Unmet, "watch", lambda self, now: None)
+
+
+def shares_without_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ClientRecord, "weight", property(lambda self: 1.0, lambda self, weight: None), raising=False)
+
+
 # ------------------------------------------------------------------ the agent and the session
+
+
+def agent_counts_places_by_sequence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Slot, "ahead_of", lambda self, sequence: sequence - self.pieces[0].sequence)
+
+
+def agent_takes_what_waits_for_inputs_for_queued(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Supply, "lacking", lambda self, assignment, index: [])
 
 
 def agent_leaves_one_out_of_a_recall(patch: pytest.MonkeyPatch) -> None:
@@ -247,6 +337,17 @@ def agent_blames_who_stood_by_when_a_slot_died(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(Workforce, "exited", exited)
 
 
+def agent_takes_back_where_there_is_no_way_back(patch: pytest.MonkeyPatch) -> None:
+    original = Slot.give
+
+    def give(self: Slot, assignment: Assignment, index: int, count: int, now: float) -> int:
+        sequence = original(self, assignment, index, count, now)
+        self.pipe_is_empty = False
+        return sequence
+
+    patch.setattr(Slot, "give", give)
+
+
 def agent_does_not_notice_that_an_input_came(patch: pytest.MonkeyPatch) -> None:
     original = Supply._now_held
 
@@ -256,6 +357,26 @@ def agent_does_not_notice_that_an_input_came(patch: pytest.MonkeyPatch) -> None:
             self._held = self._held[:-3]
 
     patch.setattr(Supply, "_now_held", now_held)
+
+
+def counts_a_task_that_waits_as_running(patch: pytest.MonkeyPatch) -> None:
+    original = NestingDesk.worker_says
+
+    def worker_says(self: NestingDesk, worker: WorkerRecord, message: Any) -> None:
+        if not isinstance(message, messages.Suspended):
+            original(self, worker, message)
+
+    patch.setattr(NestingDesk, "worker_says", worker_says)
+
+
+def agent_gives_no_seat_to_who_goes_on(patch: pytest.MonkeyPatch) -> None:
+    original = Nesting.let_go_on
+    patch.setattr(Nesting, "let_go_on", lambda self: original(self) if self.free_seats > 1 else None)
+
+
+def agent_runs_anything_inside_a_task_that_waits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReadyQueue, "children_of", lambda self, parent: self.head())
+    patch.setattr(ReadyQueue, "take_children", lambda self, parent, limit: self.take(limit))
 
 
 def session_passes_over_a_reset(patch: pytest.MonkeyPatch) -> None:
@@ -285,12 +406,27 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (agent_leaves_one_out_of_a_recall, busy_plan),
     (agent_loses_a_record_that_came_back, busy_plan),
     (agent_blames_who_stood_by_when_a_slot_died, deadly_plan),
+    (agent_takes_back_where_there_is_no_way_back, lambda seed: replace(busy_plan(seed), one_task_at_a_time=True)),
     (agent_does_not_notice_that_an_input_came, busy_plan),
+    (counts_a_task_that_waits_as_running, nested_plan),
+    (agent_gives_no_seat_to_who_goes_on, nested_plan),
+    (agent_runs_anything_inside_a_task_that_waits, nested_plan),
     (session_passes_over_a_reset, busy_plan),
     (session_lets_go_too_early, referring_plan),
+    (explains_a_task_without_its_last_input, explaining_plan),
+    (explains_by_what_a_worker_has_in_all, explaining_plan),
+    (explains_what_failed_by_who_failed_last, explaining_plan),
+    (tells_nothing_of_a_lost_run, explaining_plan),
+    (leaves_a_question_to_a_lost_worker_open, asking_plan),
+    (gives_up_requests_that_a_worker_can_meet, impossible_plan),
+    (never_gives_up_what_nobody_can_run, impossible_plan),
+    (shares_without_weights, lambda seed: UNEQUAL_RIVALS),
+    (agent_counts_places_by_sequence, explaining_plan),
+    (agent_takes_what_waits_for_inputs_for_queued, explaining_plan),
 ]
 
 
+@pytest.mark.planted
 @pytest.mark.parametrize(("plant", "plan_of"), PLANTED, ids=[plant.__name__ for plant, _ in PLANTED])
 def test_a_planted_fault_is_found(
     plant: Faulty, plan_of: Callable[[int], Plan], monkeypatch: pytest.MonkeyPatch, record_property: Any

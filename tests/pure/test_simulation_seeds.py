@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.client import client as client_module
+from cluster.client import core as client_module
 from cluster.daemon import agent as agent_daemon
 from cluster.daemon import scheduler as scheduler_daemon
 from cluster.scheduler.machine import Scheduler

@@ -10,7 +10,7 @@ import pytest
 from tests.tree.sources import Module, imported_modules, imports, product
 
 FLOORS = {
-    **dict.fromkeys(["errors", "ids", "units", "config", "secret", "version"], 0),
+    **dict.fromkeys(["errors", "ids", "units", "config", "secret", "version", "versions", "installed"], 0),
     "wire": 1,
     "graph": 2,
     **dict.fromkeys(["scheduler", "worker", "session"], 3),
@@ -19,7 +19,7 @@ FLOORS = {
     "client": 6,
     "lazy": 7,
     **dict.fromkeys(["array", "dataframe"], 8),
-    **dict.fromkeys(["deploy", "dashboard", "adapters"], 9),
+    **dict.fromkeys(["deploy", "dashboard", "adapters", "doctor"], 9),
     "cli": 10,
 }
 

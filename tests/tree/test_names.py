@@ -21,7 +21,9 @@ def public_definitions(module: Module) -> list[ast.ClassDef | ast.FunctionDef | 
     return [
         node
         for node in module.tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and not node.name.startswith("_")
+        and "overload" not in map(ast.unparse, node.decorator_list)  # what follows it says it
     ]
 
 
@@ -105,10 +107,11 @@ def test_every_definition_is_used() -> None:
     assert not [name for name in unused if not is_public_face(name)]
 
 
-# Methods that asyncio and the pickle module call by name.
+# Methods that asyncio, notebooks, the pickle module, logging and click call by name.
 CALLED_BY_OTHERS = {
-    "buffer_updated", "connection_lost", "connection_made", "data_received", "eof_received", "get_buffer",
-    "pause_writing", "persistent_id", "reducer_override", "resume_writing",
+    "_repr_svg_", "buffer_updated", "connection_lost", "connection_made", "data_received", "emit", "eof_received",
+    "format_commands", "get_buffer", "get_command", "list_commands", "pause_writing", "persistent_id",
+    "reducer_override", "resume_writing",
 }  # fmt: skip
 
 

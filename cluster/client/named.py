@@ -1,0 +1,315 @@
+"""Locks, semaphores, events, queues, variables and counters that clients, and tasks, share by name.
+
+They are made without asking anybody: a name is enough, and whoever uses the same name means the same thing. They can be
+arguments of tasks; a copy that arrives somewhere is bound to the client there, and holds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from cluster.client.coordination import ITEM_LIMIT_BYTES, Coordination
+from cluster.client.core import ClientCore, current_client
+from cluster.client.operations import Operation
+from cluster.errors import ClusterError
+from cluster.ids import new_id
+
+__all__ = ["Counter", "Event", "Lock", "Queue", "Semaphore", "Variable"]
+
+BATCH_BYTES = 1 << 20
+
+
+class Named:
+    """A name, and the client that it is used through: the one given, or else the newest when it is first used."""
+
+    _kind: ClassVar[str]
+
+    def __init__(self, name: str | None = None, client: ClientCore | None = None) -> None:
+        self.name = f"{type(self).__name__.lower()}-{new_id().hex()}" if name is None else name
+        self._client = client
+
+    def _ask(self, action: str, *arguments: Any, timeout: float | None = None, load: Any = None) -> Operation[Any]:
+        return self._coordination()._coordinate(
+            self._kind, self.name, action, *arguments, timeout=_checked(timeout), load=load
+        )
+
+    def _do(self, operation: Operation[Any]) -> Any:
+        return self._coordination()._complete(operation)
+
+    def _coordination(self) -> Coordination:
+        if self._client is None:
+            self._client = current_client(asynchronous=False)
+        if self._client is None:
+            raise ClusterError(f"{self!r} needs a client: make a Client first, or pass client=")
+        if not isinstance(self._client, Coordination):
+            raise TypeError(f"client must be a Client, not {type(self._client).__name__}")
+        if self._client.asynchronous:
+            raise TypeError(f"{self!r} needs a blocking Client; what an AsyncClient asks cannot be waited for here")
+        return self._client
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+class Leased(Named):
+    """What can be held, so many times at a time."""
+
+    _kind = "lease"
+
+    def __init__(self, name: str | None, client: ClientCore | None, max_leases: int, lease_seconds: float) -> None:
+        super().__init__(name, client)
+        if not isinstance(max_leases, int) or max_leases < 1:
+            raise ValueError(f"max_leases must be a whole number of at least 1, not {max_leases!r}")
+        if not lease_seconds >= 0:
+            raise ValueError(f"lease_seconds must be at least 0, not {lease_seconds!r}")
+        self.max_leases = max_leases
+        self.lease_seconds = float(lease_seconds)
+        self._fences: list[int] = []
+
+    @property
+    def fence(self) -> int | None:
+        """The number of this object's latest acquisition, greater than those of all before; None if it holds nothing.
+
+        A store that refuses a smaller number than it has seen is safe from a holder that lost its lease unawares.
+        """
+        return self._fences[-1] if self._fences else None
+
+    def release(self) -> None:
+        """Give back the oldest acquisition made through this object.
+
+        Raises RuntimeError when there is none, and ClusterError when its lease has ended meanwhile.
+        """
+        self._do(self._release())
+
+    def _acquire(self, timeout: float | None) -> Operation[bool]:
+        fence = yield from self._ask("acquire", self.max_leases, self.lease_seconds, timeout=timeout)
+        if fence is not None:
+            self._fences.append(fence)
+        return fence is not None
+
+    def _release(self) -> Operation[None]:
+        if not self._fences:
+            raise RuntimeError(f"{self!r} was not acquired")
+        fence = self._fences.pop(0)
+        try:
+            yield from self._ask("release", fence)
+        except Exception:
+            raise
+        except BaseException:
+            self._fences.insert(0, fence)  # interrupted, perhaps before the scheduler was told
+            raise
+
+    def __enter__(self) -> Self:
+        self._do(self._acquire(None))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fences": []}
+
+
+class Lock(Leased):
+    """Held by one at a time, over all clients, in the order of asking. Not reentrant, as `threading.Lock`.
+
+    The holder keeps it as long as its connection to the scheduler stands, whatever it is busy with. It is free again at
+    once when the holder's client is closed, and `lease_seconds` after its connection was lost (or when the client's
+    grace ends, 60 s, if that comes first).
+
+    >>> from cluster import Client, LocalCluster, Lock
+    >>> with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:
+    ...     with Lock("the printer") as lock:
+    ...         print(lock.locked(), Lock("the printer").acquire(timeout=0.1))
+    True False
+    """
+
+    def __init__(
+        self, name: str | None = None, client: ClientCore | None = None, *, lease_seconds: float = 30.0
+    ) -> None:
+        super().__init__(name, client, 1, lease_seconds)
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        """Wait until it is ours and return True; False after `timeout` seconds, or at once if not `blocking`."""
+        if not blocking and timeout is not None:
+            raise ValueError("a timeout has no meaning for an acquire that does not block")
+        return bool(self._do(self._acquire(timeout if blocking else 0.0)))
+
+    def locked(self) -> bool:
+        """Whether anybody holds it."""
+        return bool(self._do(self._ask("look"))[0])
+
+    def owner(self) -> str | None:
+        """The name of the client that holds it, or None."""
+        names = self._do(self._ask("look"))[1]
+        return names[0] if names else None
+
+
+class Semaphore(Leased):
+    """Held by at most `max_leases` at a time; else as `Lock`. All who use a name must agree on the number."""
+
+    def __init__(
+        self,
+        max_leases: int = 1,
+        name: str | None = None,
+        client: ClientCore | None = None,
+        *,
+        lease_seconds: float = 30.0,
+    ) -> None:
+        super().__init__(name, client, max_leases, lease_seconds)
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Wait for a lease and return True; False after `timeout` seconds."""
+        return bool(self._do(self._acquire(timeout)))
+
+    def get_value(self) -> int:
+        """How many leases are taken."""
+        return int(self._do(self._ask("look"))[0])
+
+
+class Event(Named):
+    """Set or not; who waits goes on when it is set. Not set at first; it stays set when the client that set it goes."""
+
+    _kind = "event"
+
+    def set(self) -> None:
+        """Set it, and wake all who wait."""
+        self._do(self._ask("set"))
+
+    def clear(self) -> None:
+        """Make it not set."""
+        self._do(self._ask("clear"))
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return bool(self._do(self._ask("look")))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set and return True; False after `timeout` seconds."""
+        return bool(self._do(self._ask("wait", timeout=timeout)))
+
+
+class Counter(Named):
+    """A whole number of up to 63 bits, zero at first, which every client may add to."""
+
+    _kind = "counter"
+
+    def add(self, amount: int = 1) -> int:
+        """Add to it, and return its new value: no two calls get the same one if all add 1."""
+        return int(self._do(self._ask("add", amount)))
+
+    @property
+    def value(self) -> int:
+        """How it stands."""
+        return self.add(0)
+
+
+class Queue(Named):
+    """First in, first out, for small data (64 KiB an item) and futures, which it keeps as long as they lie in it.
+
+    `maxsize` is for puts through this object: they wait while so many items lie in the queue (0: never). An item that
+    was taken is the taker's: it is gone if the taker dies.
+    """
+
+    _kind = "queue"
+
+    def __init__(self, name: str | None = None, client: ClientCore | None = None, maxsize: int = 0) -> None:
+        super().__init__(name, client)
+        if not isinstance(maxsize, int) or maxsize < 0:
+            raise ValueError(f"maxsize must be a whole number of at least 0, not {maxsize!r}")
+        self.maxsize = maxsize
+
+    def put(self, value: Any, timeout: float | None = None) -> None:
+        """Append an item; raises TimeoutError when there was no room for `timeout` seconds.
+
+        Raises ValueError for a value over 64 KiB, and ClusterError when the scheduler keeps 64 MiB of such data.
+        """
+        self._do(self._put(value, timeout))
+
+    def get(self, timeout: float | None = None, batch: bool = False) -> Any:
+        """Wait for an item and take it; raises TimeoutError when none has come in `timeout` seconds.
+
+        With `batch`, a list of all items that lie in the queue now, perhaps none.
+        """
+        return self._do(self._get_batch() if batch else self._get(timeout))
+
+    def qsize(self) -> int:
+        """How many items lie in it."""
+        return int(self._do(self._ask("look")))
+
+    def close(self) -> None:
+        """Drop all items, and let go of the futures among them; the name can be used again."""
+        self._do(self._ask("clear"))
+
+    def _put(self, value: Any, timeout: float | None) -> Operation[None]:
+        data, references = yield from self._coordination()._encode_shared(value, ITEM_LIMIT_BYTES)
+        done = yield from self._ask("put", self.maxsize, data, references, timeout=timeout)
+        if not done:
+            raise TimeoutError(f"{self!r} was full for {timeout} seconds")
+
+    def _get(self, timeout: float | None) -> Operation[Any]:
+        found = yield from self._ask("get", timeout=timeout, load=self._load)
+        if found is None:
+            raise TimeoutError(f"nothing came into {self!r} for {timeout} seconds")
+        return found[0]
+
+    def _get_batch(self) -> Operation[list[Any]]:
+        items: list[Any] = []
+        wanted = math.inf
+        while len(items) < wanted:
+            found, there = yield from self._ask("take", BATCH_BYTES, load=self._load_batch)
+            wanted = min(wanted, len(items) + there)
+            items += found
+            if not found:
+                break
+        return items
+
+    def _load(self, found: list[Any] | None) -> list[Any] | None:
+        return None if found is None else [self._coordination()._load_shared(value) for value in found]
+
+    def _load_batch(self, found: list[Any]) -> tuple[list[Any] | None, int]:
+        return self._load(found[0]), found[1]
+
+
+class Variable(Named):
+    """A value that clients share: small data (64 KiB) or futures, which it keeps until it is set anew or deleted."""
+
+    _kind = "variable"
+
+    def set(self, value: Any) -> None:
+        """Give it a value; raises as `Queue.put`."""
+        self._do(self._set(value))
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait until it has a value and return that; raises TimeoutError when it had none for `timeout` seconds."""
+        return self._do(self._get(timeout))
+
+    def delete(self) -> None:
+        """Make it one that was never set."""
+        self._do(self._ask("delete"))
+
+    def _set(self, value: Any) -> Operation[None]:
+        data, references = yield from self._coordination()._encode_shared(value, ITEM_LIMIT_BYTES)
+        yield from self._ask("set", data, references)
+
+    def _get(self, timeout: float | None) -> Operation[Any]:
+        load = self._coordination()._load_shared_if_any
+        found = yield from self._ask("get", timeout=timeout, load=load)
+        if found is None:
+            raise TimeoutError(f"{self!r} was not set for {timeout} seconds")
+        return found[0]
+
+
+def _checked(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
+        raise TypeError(f"a timeout is a number of seconds or None, not {timeout!r}")
+    return max(0.0, float(timeout))

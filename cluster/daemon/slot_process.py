@@ -1,0 +1,85 @@
+"""How a process becomes a slot: as a fork of the starter, or as a fresh interpreter that the starter has started."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NoReturn
+
+from cluster.daemon.in_slot import ClusterOfSlot
+from cluster.daemon.slot import SlotDescriptors, run_slot
+from cluster.daemon.slot_output import open_output
+
+__all__ = ["be_slot", "command_of_slot", "environment_of_slot", "main"]
+
+# If memory runs out, the kernel should end a slot and not the agent with everybody's values (-1000 … 1000).
+_OOM_SCORE_ADJUSTMENT: Final = 500
+_CLUSTER: Final = "CLUSTER_OF_SLOT"
+
+
+def be_slot(
+    descriptors: SlotDescriptors, worker_name: str, cluster: ClusterOfSlot, prepare: Callable[[], None]
+) -> NoReturn:
+    """Run tasks until the agent has gone, then end the process, whatever it still has: nobody waits for it."""
+    status = 1
+    try:
+        prepare()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJUSTMENT))
+        os.dup2(descriptors.output, 1)
+        os.dup2(descriptors.output, 2)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        sys.stdout, sys.stderr = open_output(1), open_output(2)
+        run_slot(descriptors, worker_name, cluster)
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def command_of_slot(descriptors: SlotDescriptors, worker_name: str, python_path: str) -> list[str]:
+    """What starts a fresh interpreter that is a slot with these descriptors, which it inherits."""
+    command = [sys.executable, "-m", "cluster.daemon.slot_process", "--name", worker_name]
+    if python_path:
+        command.append(f"--python-path={python_path}")
+    return [*command, *map(str, descriptors)]
+
+
+def main() -> None:
+    """Entry of `python -m cluster.daemon.slot_process`; the starter starts it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--python-path", default="")
+    parser.add_argument("descriptors", type=int, nargs=len(SlotDescriptors._fields))
+    options = parser.parse_args()
+    add_python_path(options.python_path)
+    be_slot(SlotDescriptors(*options.descriptors), options.name, _cluster_of_environment(), lambda: None)
+
+
+def environment_of_slot(cluster: ClusterOfSlot) -> dict[str, str]:
+    """What a fresh interpreter is started with: a command line would show everybody the secret."""
+    return {**os.environ, _CLUSTER: f"{cluster.secret.hex()} {cluster.scheduler_address}"}
+
+
+def _cluster_of_environment() -> ClusterOfSlot:
+    # Taken out, so that what tasks start does not inherit it.
+    secret, _, address = os.environ.pop(_CLUSTER).partition(" ")
+    return ClusterOfSlot(address, bytes.fromhex(secret))
+
+
+def add_python_path(folders: str) -> None:
+    """Let imports look into these folders before all others."""
+    sys.path[:0] = [entry for entry in folders.split(os.pathsep) if entry]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `cluster doctor` looks at: what is found, and what that means."""

@@ -1,0 +1,1 @@
+"""What is built first and computed later: delayed calls, raw graphs, drawings of both."""

@@ -1,0 +1,109 @@
+"""What must be true of locks, queues and their like between any two events, counted anew; for tests and simulator.
+
+A fault is an AssertionError.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from cluster.scheduler.coordination import Coordination
+from cluster.scheduler.kept_values import OVERHEAD_BYTES, KeptValue
+from cluster.scheduler.named_objects import Event, Leases, Named, Queue, Request, Variable
+
+__all__ = ["check_coordination"]
+
+
+def check_coordination(coordination: Coordination) -> None:
+    """Nobody waits for what is there, nobody is forgotten, and everything that is kept is counted once a user."""
+    timers = {(due, id(owner)) for due, _, owner in coordination._timers}
+    waiting: set[int] = set()
+    leases: dict[int, Leases] = {}
+    for (kind, name), target in coordination.objects.items():
+        _expect((target.kind, target.name) == (kind, name), f"{kind} {name!r} is listed under another name")
+        _expect(not target.is_unused, f"{kind} {name!r} is used by nobody and was not forgotten")
+        for line in target.lines:
+            for request in line:
+                waiting.add(id(request))
+                _expect(request.outcome is None and request.target is target, f"{name!r} has an answered one in line")
+                known = request.party.requests.get(request.number) is request
+                _expect(known, f"{name!r} lets a request wait that its client does not have")
+        _check_heads(target)
+        if isinstance(target, Leases):
+            _expect(len(target.taken) <= target.most, f"{name!r} has {len(target.taken)} holders, not {target.most}")
+            for fence, lease in target.taken.items():
+                _expect(fence not in leases and lease.fence == fence, f"fence {fence} is there twice")
+                _expect(lease.party.leases.get(fence) is lease, f"the holder of {name!r} does not know it")
+                leases[fence] = target
+    for identity, party in coordination.parties.items():
+        _expect(party.client.identity == identity, f"client {party.client.name} is listed under another identity")
+        for fence, lease in party.leases.items():
+            _expect(leases.get(fence) is lease.leases, f"client {party.client.name} has lease {fence} of nothing")
+            if not party.client.connected:
+                _expect((lease.lapses_at, id(lease)) in timers, f"the lease {fence} of a lost client would never end")
+        for request in party.requests.values():
+            if request.outcome is None:
+                _expect(party.client.connected, f"client {party.client.name} is lost, and waits")
+                _expect(id(request) in waiting, f"request {request.number} of {party.client.name} was forgotten")
+                timed = request.deadline is None or (request.deadline, id(request)) in timers
+                _expect(timed, f"request {request.number} of {party.client.name} would never time out")
+    _check_values(coordination)
+
+
+def _check_heads(target: Named) -> None:
+    """Who stands at the head of a line cannot be served."""
+    if isinstance(target, Leases):
+        free = len(target.taken) < target.most
+    elif isinstance(target, Event):
+        free = target.is_set
+    elif isinstance(target, Variable):
+        free = target.value is not None
+    elif isinstance(target, Queue):
+        free = bool(target.items)
+        putter = next(iter(target.lines[1]), None)
+        room = putter is not None and not 0 < putter.arguments[0] <= len(target.items)
+        _expect(not room, f"somebody waits to put into {target.name!r}, which has room")
+    else:
+        free = False
+    _expect(not (free and target.lines[0]), f"somebody waits for {target.kind} {target.name!r}, and need not")
+
+
+def _check_values(coordination: Coordination) -> None:
+    users: Counter[int] = Counter()
+    values: dict[int, KeptValue] = {}
+    for value in _used(coordination):
+        users[id(value)] += 1
+        values[id(value)] = value
+    rows: Counter[int] = Counter()
+    nbytes = sum(OVERHEAD_BYTES + len(name) for _, name in coordination.objects)
+    for identity, value in values.items():
+        _expect(value.users == users[identity], f"a value counts {value.users} users, and has {users[identity]}")
+        rows.update(value.rows)
+        nbytes += value.nbytes
+    kept = coordination.ledger.kept_rows
+    _expect(kept == dict(rows), f"the ledger says that {kept} are kept, and {dict(rows)} are")
+    counted = coordination.values.nbytes
+    _expect(counted == nbytes, f"{counted} bytes are counted, and {nbytes} are kept")
+
+
+def _used(coordination: Coordination) -> Iterator[KeptValue]:
+    for target in coordination.objects.values():
+        if isinstance(target, Queue):
+            yield from target.items
+        elif isinstance(target, Variable) and target.value is not None:
+            yield target.value
+    for party in coordination.parties.values():
+        for request in party.requests.values():
+            yield from _carried(request)
+
+
+def _carried(request: Request) -> Iterator[KeptValue]:
+    if request.brought is not None:
+        yield request.brought
+    yield from request.taken
+
+
+def _expect(condition: bool, fault: str) -> None:
+    if not condition:
+        raise AssertionError(fault)

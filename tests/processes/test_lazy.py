@@ -1,0 +1,113 @@
+"""Delayed values and raw graphs computed on real processes."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from cluster import Client, ClusterError, Future, compute, delayed, persist
+
+pytestmark = pytest.mark.both_shapes
+
+
+@dataclass
+class Box:
+    content: Any
+
+
+def increment(x: int) -> int:
+    return x + 1
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def test_what_is_shared_is_computed_once(client: Client) -> None:
+    made = delayed(object)()
+    left, right, rest = compute([made, made], delayed(id)(made) == delayed(id)(made), "text")
+    assert type(left[0]) is object
+    assert rest == "text"
+    assert right in (True, False)
+    # `id` runs in whichever process; that `made` is one task is seen from the tasks that were submitted.
+    futures = client.compute([made, made])
+    assert futures[0] == futures[1]
+
+
+def test_a_graph_of_many_shapes(client: Client) -> None:
+    one = delayed(increment)(0)
+    boxed = delayed(lambda box, pair: box.content + pair["k"][0])(Box(one), {"k": (one + 1,)})
+    assert compute(boxed, one, {"nested": [one, (boxed,)]}) == (3, 1, {"nested": [1, (3,)]})
+    assert delayed("some text").upper().split().compute() == ["SOME", "TEXT"]
+    quotient, rest = delayed(divmod, nout=2)(one + 6, 3)
+    assert (quotient * 10 + rest).compute() == 21
+    assert delayed([one, 2, [one]]).compute() == [1, 2, [1]]
+
+
+def test_futures_inside_delayed_arguments_are_inputs(client: Client) -> None:
+    future = client.submit(increment, 1)
+    assert delayed(operator.add)(future, 1).compute() == 3
+    assert delayed(sum)([future, delayed(future)]).compute() == 4
+
+
+def test_persisted_values_stay_on_the_cluster(client: Client) -> None:
+    base = delayed(increment)(1)
+    kept, plain = persist(base, 7)
+    assert plain == 7
+    assert isinstance(kept._node.args[0], Future)
+    assert (kept + 1).compute() == 3
+    assert kept._node.args[0].result() == 2
+    again = client.persist({"a": base * 2})["a"]
+    assert again.compute() == 4
+
+
+def test_options_reach_the_tasks(client: Client) -> None:
+    name = next(iter(client.scheduler_info()["workers"].values()))["name"]
+    assert client.compute(delayed(increment)(1), workers=name, retries=1, sync=True) == 2
+    with pytest.raises(ValueError, match="retries"):
+        client.compute(delayed(increment)(1), retries=-1)
+
+
+def test_what_fails_raises_from_compute(client: Client) -> None:
+    with pytest.raises(ValueError, match="on purpose"):
+        delayed(increment)(delayed(fail)("on purpose")).compute()
+
+
+def test_a_long_chain(client: Client) -> None:
+    value = delayed(0)
+    for _ in range(2000):
+        value = value + 1
+    assert value.compute() == 2000
+
+
+def test_a_raw_graph(client: Client) -> None:
+    graph: dict[Any, Any] = {
+        "x": 1,
+        ("y", 0): (increment, "x"),
+        ("y", 1): (increment, (increment, "x")),
+        "sum": (sum, [("y", 0), ("y", 1), (increment, 10)]),
+        "alias": "sum",
+        "list": ["x", [("y", 0)], (increment, "x")],
+        "broken": (fail, "not asked for"),
+        "constant": {"x": "not a key here"},
+    }
+    assert client.get(graph, "sum") == 16
+    assert client.get(graph, [["alias", "x"], [("y", 1)], "list", "constant"]) == [
+        [16, 1], [3], [1, [2], 2], {"x": "not a key here"},
+    ]  # fmt: skip
+    future = client.get(graph, "sum", sync=False)
+    assert future.result() == 16
+    with pytest.raises(KeyError, match="nowhere"):
+        client.get(graph, ["sum", "nowhere"])
+    with pytest.raises(ValueError, match="need one another"):
+        client.get({"a": (increment, "b"), "b": (increment, "a")}, "a")
+    with pytest.raises(ValueError, match="not asked for"):
+        client.get(graph, "broken")
+
+
+def test_without_a_client_the_error_says_what_to_do() -> None:
+    with pytest.raises(ClusterError, match=r"client = Client\(\)"):
+        delayed(increment)(1).compute()
