@@ -27,13 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, help="directory of the secret and the settings")
     parser.add_argument("--version", action="version", version=f"cluster {__version__}")
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-socket", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
         settings = config.load(directory=options.directory, scheduler_port=options.port)
         check_loopback(options.host)
         bound = None if options.listen_fd is None else socket.socket(fileno=options.listen_fd)
-        main_loop(settings, options.host, settings.scheduler_port, bound, options.parent_pipe)
+        main_loop(settings, options.host, settings.scheduler_port, bound, options.parent_socket)
     except ClusterError as error:
         print(f"cluster-scheduler: {error}", file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit with its status: 0 ended as asked, 1 the scheduler was lost, 2 it could not start."""
     options = _parser().parse_args(arguments)
     # A worker that belongs to a user's program writes into its output only what that user should know.
-    level = logging.INFO if options.parent_pipe < 0 else logging.WARNING
+    level = logging.INFO if options.parent_socket is None else logging.WARNING
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=level, stream=sys.stderr)
     try:
         settings = config.load(directory=options.directory)
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
             resources=options.resources,
             name=options.name or f"{socket.gethostname()}-{os.getpid()}",
             python_path=options.python_path,
-            parent_pipe=options.parent_pipe,
+            parent=None if options.parent_socket is None else socket.socket(fileno=options.parent_socket),
         )
         daemon = AgentDaemon(agent_options, settings, secret)
         status = asyncio.run(daemon.run())
@@ -63,7 +63,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--port", type=port_number, default=0, help="… and on which port (default: any free one)")
     parser.add_argument("--directory", type=Path, default=None, help="where the secret and the settings are")
     parser.add_argument("--python-path", default="", help="folders that tasks import from, before all others")
-    parser.add_argument("--parent-pipe", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-socket", type=int, help=argparse.SUPPRESS)
     return parser
 
 

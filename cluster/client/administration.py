@@ -96,9 +96,7 @@ class Administration(ClientCore):
         """
         return self._complete(self._upload(lambda: _archive(package)))
 
-    def replicate(
-        self, futures: Any, n: int | None = None, *, workers: str | Iterable[str] | None = None
-    ) -> None:
+    def replicate(self, futures: Any, n: int | None = None, *, workers: str | Iterable[str] | None = None) -> None:
         """Wait for futures, and have each value on `n` workers (all by default), of those named if some are."""
         return self._complete(self._replicate(futures, n, workers))
 

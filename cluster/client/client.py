@@ -449,6 +449,7 @@ class Client(Administration, Collections, Coordination, Debugging, Explanations,
             raise ClusterError("these are futures of another client; use that client for them")
         return sequence.numbers()
 
+
 class WithOptions:
     """`submit` and `map` with options chosen before; `Client.options` makes it. All keywords go to the function."""
 

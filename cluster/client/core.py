@@ -93,7 +93,10 @@ class ClientCore:
                 return _connect(address, self._secret, self._timeout_seconds, None)
             self._secret = address.secret
             self.scheduler_address = address.scheduler_address
-            return _connect(self.scheduler_address, self._secret, self._timeout_seconds, address)
+            deadline = time.monotonic() + self._timeout_seconds
+            connection = _connect(self.scheduler_address, self._secret, self._timeout_seconds, address)
+            address.wait_until_joined(deadline - time.monotonic())
+            return connection
         except BaseException:
             self._end_own_cluster()
             raise

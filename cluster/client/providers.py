@@ -34,6 +34,10 @@ class LocalClusterLike(Protocol):
         """End the cluster."""
         ...
 
+    def wait_until_joined(self, timeout_seconds: float) -> None:
+        """Wait until the workers that were started have joined the scheduler, or ended, or the time is up."""
+        ...
+
     def explain_failure(self) -> str:
         """Why its processes have ended, if one has; else an empty text."""
         ...

@@ -7,9 +7,11 @@ which takes long: what does (reserving and removing large segments) is the store
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -52,7 +54,8 @@ class AgentOptions(NamedTuple):
     resources: dict[str, float]
     name: str
     python_path: str
-    parent_pipe: int
+    parent: socket.socket | None
+    """Gets a byte when the worker has joined; the worker ends when it closes."""
 
 
 class AgentDaemon:
@@ -171,8 +174,8 @@ class AgentDaemon:
         self._signals = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._signaled)
-        if self._options.parent_pipe >= 0:
-            self._loop.add_reader(self._options.parent_pipe, self._parent_gone)
+        if self._options.parent is not None:
+            self._loop.add_reader(self._options.parent, self._parent_gone, self._options.parent)
 
     def _broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # An agent that has lost track of its tasks is worse than none: its tasks run again elsewhere.
@@ -185,10 +188,9 @@ class AgentDaemon:
         self._signals += 1
         self.feed(events.DrainAsked() if self._signals == 1 else events.EndAsked())
 
-    def _parent_gone(self) -> None:
-        if not os.read(self._options.parent_pipe, 4096):
-            self._loop.remove_reader(self._options.parent_pipe)
-            self.feed(events.EndAsked())
+    def _parent_gone(self, parent: socket.socket) -> None:
+        self._loop.remove_reader(parent)
+        self.feed(events.EndAsked())
 
     async def _shut_down(self) -> None:
         if self._timer is not None:
@@ -252,6 +254,9 @@ class AgentDaemon:
                 f"with {options.slots} slot{'' if options.slots == 1 else 's'}",
                 flush=True,
             )
+            if options.parent is not None:
+                with contextlib.suppress(OSError):  # a parent that is gone is noticed by the reader
+                    options.parent.send(b"\n")
 
     def _scheduler_closed(self, connection: Connection, reason: str) -> None:
         if not self._ended.done():
@@ -318,9 +323,7 @@ class AgentDaemon:
         pipes.close()
         out_of_memory = signal_number == signal.SIGKILL and self._memory_kills.one_more()
         self.feed(
-            events.SlotExited(
-                slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory
-            )
+            events.SlotExited(slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory)
         )
 
     def _starter_lost(self) -> None:

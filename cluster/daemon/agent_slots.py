@@ -164,5 +164,3 @@ class SlotPipes:
             os.close(descriptor)
         if self.path_prefix:
             slot_ends.remove_named(self.path_prefix)
-
-

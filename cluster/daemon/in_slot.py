@@ -33,6 +33,9 @@ class ClusterOfSlot:
     def close(self) -> None:
         """Nothing: it is not this process's to end."""
 
+    def wait_until_joined(self, timeout_seconds: float) -> None:
+        """Nothing to wait for: the worker of this slot is there."""
+
     def explain_failure(self) -> str:
         """An empty text: nothing more is known of it here than that it cannot be reached."""
         return ""

@@ -64,7 +64,7 @@ class SchedulerDaemon:
         self._timer_at = 0.0
         self._ended = asyncio.Event()
 
-    async def run(self, host: str, port: int, bound: socket.socket | None, parent_pipe: int | None) -> None:
+    async def run(self, host: str, port: int, bound: socket.socket | None, parent: int | None) -> None:
         """Serve until a signal or the end of the parent; raises AddressError when the port cannot be had."""
         loop = asyncio.get_running_loop()
         self._listener = await listen(
@@ -80,8 +80,8 @@ class SchedulerDaemon:
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        if parent_pipe is not None:
-            loop.add_reader(parent_pipe, self._ended.set)
+        if parent is not None:
+            loop.add_reader(parent, self._ended.set)
         # What lives now lives for ever; collections need not look at it again, nor look often at large tables.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
@@ -173,11 +173,11 @@ class SchedulerDaemon:
         self._handle(Tick())
 
 
-def main_loop(settings: Settings, host: str, port: int, bound: socket.socket | None, parent_pipe: int | None) -> None:
+def main_loop(settings: Settings, host: str, port: int, bound: socket.socket | None, parent: int | None) -> None:
     """Run a scheduler in this process until it is asked to end."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 
     async def serve() -> None:
-        await SchedulerDaemon(settings).run(host, port, bound, parent_pipe)
+        await SchedulerDaemon(settings).run(host, port, bound, parent)
 
     asyncio.run(serve())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -30,8 +31,8 @@ LISTEN_BACKLOG = 128
 class _Daemon(NamedTuple):
     name: str
     process: subprocess.Popen[bytes]
-    pipe: int
-    """The daemon ends when this closes, with this process at the latest."""
+    socket: socket.socket
+    """A worker that has joined sends a byte; the daemon ends when this closes, with this process at the latest."""
 
 
 class LocalCluster:
@@ -68,7 +69,7 @@ class LocalCluster:
         self._scheduler: list[_Daemon] = []
         self._workers: dict[str, _Daemon] = {}
         self._workers_made = 0
-        # Runs at the latest when the interpreter ends; if that is killed, the closing of the pipes does.
+        # Runs at the latest when the interpreter ends; if that is killed, the closing of the sockets does.
         self._end = weakref.finalize(self, _end, self._scheduler, self._workers)
         self._token = new_id().hex()[:6]
         try:
@@ -103,6 +104,17 @@ class LocalCluster:
                 *("--python-path", os.pathsep.join(path or os.getcwd() for path in sys.path)),
             ]
             self._workers[name] = self._start(name, arguments, "cluster.cli.worker", ())
+
+    def wait_until_joined(self, timeout_seconds: float) -> None:
+        """Wait until the workers that were started have joined the scheduler, or ended, or the time is up.
+
+        A client that is made on this object does so, up to its `timeout`.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        for daemon in list(self._workers.values()):
+            daemon.socket.settimeout(max(0.001, deadline - time.monotonic()))
+            with suppress(TimeoutError):
+                daemon.socket.recv(1, socket.MSG_PEEK)  # the byte stays there for the next client
 
     def explain_failure(self) -> str:
         """Which of the processes have ended by themselves, and how; an empty text if none has."""
@@ -140,25 +152,25 @@ class LocalCluster:
 
     def _start(self, name: str, arguments: list[str], module: str, descriptors: tuple[int, ...]) -> _Daemon:
         paths = (_package_parent(), os.environ.get("PYTHONPATH"))
-        reader, writer = os.pipe()
+        ours, given = socket.socketpair()
         try:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", module, *arguments),
-                    *("--port", "0", "--directory", str(self.directory), "--parent-pipe", str(reader)),
+                    *("--port", "0", "--directory", str(self.directory), "--parent-socket", str(given.fileno())),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(reader, *descriptors),
+                pass_fds=(given.fileno(), *descriptors),
                 start_new_session=True,  # Ctrl-C at the terminal is for the user's program alone
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             )
         except BaseException:
-            os.close(writer)
+            ours.close()
             raise
         finally:
-            os.close(reader)
-        return _Daemon(name, process, writer)
+            given.close()
+        return _Daemon(name, process, ours)
 
 
 def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
@@ -166,7 +178,7 @@ def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
     workers.clear()
     scheduler.clear()
     for daemon in daemons:
-        os.close(daemon.pipe)
+        daemon.socket.close()
     deadline = time.monotonic() + ENDING_SECONDS
     for daemon in daemons:
         try:

@@ -317,9 +317,7 @@ def _own_tasks_before(run: Run) -> tuple[int, bool]:
 # --------------------------------------------------------------------------- granted
 
 
-def _granted(
-    ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts | None
-) -> tuple[str, list[Reason]]:
+def _granted(ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts | None) -> tuple[str, list[Reason]]:
     table = ledger.table
     worker = ledger.workers[table.holder[row]]
     grant = worker.grants[table.attempt[row]]

@@ -96,9 +96,7 @@ class Outgoing:
                 self._enqueued(len(view))
         self._put_callback(done)
 
-    def put_file(
-        self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True
-    ) -> None:
+    def put_file(self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True) -> None:
         """Open a file and queue its first bytes, to be sent by `sendfile` if that is wanted and there is one."""
         if nbytes:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))

@@ -163,9 +163,7 @@ class Slot:
         while self.pieces and self.pieces[-1].sequence + self.pieces[-1].count > first_sequence:
             piece = self.pieces[-1]
             kept = max(0, first_sequence - piece.sequence)
-            taken.append(
-                (piece.sequence + kept, (piece.assignment, piece.index + kept, piece.count - kept))
-            )
+            taken.append((piece.sequence + kept, (piece.assignment, piece.index + kept, piece.count - kept)))
             self.outstanding -= piece.count - kept
             piece.count = kept
             if not kept:

@@ -341,9 +341,7 @@ class Workforce:
             self.nesting.give_out(now)
         elif self._queue.count and not self.paused:
             takers = [
-                slot
-                for slot in self.slots
-                if slot.state is SlotState.READY and not (slot.taking_back or slot.renew)
+                slot for slot in self.slots if slot.state is SlotState.READY and not (slot.taking_back or slot.renew)
             ]
             takers.sort(key=lambda slot: slot.outstanding)  # an idle slot comes before one that is only running low
             for position, slot in enumerate(takers):

@@ -185,8 +185,9 @@ class Peer:
 
 def done_rows(done: messages.Done) -> Iterator[tuple[int, int, int, bytes]]:
     """What a Done says, row by row: attempt, row, nbytes, data."""
-    rows = [row for first, count in zip(done.runs[::2], done.runs[1::2], strict=True)
-            for row in range(first, first + count)]
+    rows = [
+        row for first, count in zip(done.runs[::2], done.runs[1::2], strict=True) for row in range(first, first + count)
+    ]
     sizes = array("Q", done.sizes)
     offsets = array("I", done.offsets)
     assert len(sizes) == len(rows)

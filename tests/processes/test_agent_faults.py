@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -208,9 +209,7 @@ def test_a_killed_agent_leaves_no_process_and_no_segment_though_a_slot_holds_the
     until(lambda: not segments_below(shared_memory), "the segments are gone")
 
 
-def test_what_a_task_started_ends_with_its_slot(
-    scheduler: PlayedScheduler, worker: Worker, tmp_path: Path
-) -> None:
+def test_what_a_task_started_ends_with_its_slot(scheduler: PlayedScheduler, worker: Worker, tmp_path: Path) -> None:
     def start_and_crash(path: str) -> None:
         import ctypes
         import pathlib
@@ -354,9 +353,15 @@ def test_a_large_result_of_a_task_that_is_stopped_leaves_the_slot_in_order(
         assert getattr(message, "kind", "cancelled") == "cancelled"
 
 
-def test_a_worker_ends_when_the_pipe_to_its_parent_closes(scheduler: PlayedScheduler) -> None:
-    read, write = os.pipe()
-    with Worker(scheduler.address, "--parent-pipe", str(read), "--slots", "1", pass_fds=[read]) as worker:
-        os.close(read)
-        os.close(write)
+def test_a_worker_tells_its_parent_that_it_joined_and_ends_when_the_parent_does(scheduler: PlayedScheduler) -> None:
+    parent, given = socket.socketpair()
+    descriptor = given.fileno()
+    with (
+        parent,
+        Worker(scheduler.address, "--parent-socket", str(descriptor), "--slots", "1", pass_fds=[descriptor]) as worker,
+    ):
+        given.close()
+        parent.settimeout(10)
+        assert parent.recv(16) == b"\n"
+        parent.close()
         assert worker.end(5)[0] == 0

@@ -102,9 +102,7 @@ def test_events_are_followed_while_they_happen(local_cluster: LocalCluster) -> N
     assert not any("command" in line for line in following.printed), "those who only ask are no event"
 
 
-def test_the_doctor_finds_the_cluster_and_its_versions(
-    local_cluster: LocalCluster, surroundings: Surroundings
-) -> None:
+def test_the_doctor_finds_the_cluster_and_its_versions(local_cluster: LocalCluster, surroundings: Surroundings) -> None:
     where = ("--address", local_cluster.scheduler_address, "--directory", str(local_cluster.directory))
     document = json.loads(run("doctor", *where, "--json").stdout)
     checks = {check["name"]: check for check in document["checks"]}
