@@ -138,5 +138,10 @@ def _collections() -> CollectionsLike:
     return made
 
 
+def _adapter(name: str) -> Any:
+    return import_module(f"cluster.adapters.{name}")
+
+
 providers.collections_provider(_collections)
+providers.adapter_provider(_adapter)
 in_slot.client_provider(_client_in_slot)

@@ -20,6 +20,7 @@ from cluster.client.explanation import Explanations
 from cluster.client.future import Future, FutureSequence, Holding, Origin, check_reference, numbers_of
 from cluster.client.html import card
 from cluster.client.inputs import Inputs
+from cluster.client.interfaces import Interfaces
 from cluster.client.operations import Aside, Operation, Raised
 from cluster.client.options import checked_options, worker_names
 from cluster.client.output import TaskOutputs
@@ -50,7 +51,9 @@ _STATUS = {
 }
 
 
-class Client(Administration, Collections, Coordination, Debugging, Explanations, TaskOutputs, ProgressDisplays):
+class Client(
+    Administration, Collections, Coordination, Debugging, Explanations, Interfaces, TaskOutputs, ProgressDisplays
+):
     """Runs functions on a cluster.
 
     `address` is a scheduler's ("tcp://host:port"), or a `LocalCluster`; without one it is the address in the settings,

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 __all__ = [
     "CollectionsLike",
     "LocalClusterLike",
+    "adapter",
+    "adapter_provider",
     "asynchronous_client_provider",
     "asynchronous_client_type",
     "collections",
@@ -84,6 +86,19 @@ def collections_provider(provider: Callable[[], CollectionsLike]) -> None:
 def collections() -> CollectionsLike:
     """What computes lazy values."""
     return _collections[0]()
+
+
+_adapters: list[Callable[[str], Any]] = []
+
+
+def adapter_provider(provider: Callable[[str], Any]) -> None:
+    """Register what loads the adapter of a name."""
+    _adapters[:] = [provider]
+
+
+def adapter(name: str) -> Any:
+    """The module that speaks another library's interface; raises ModuleNotFoundError if that library is missing."""
+    return _adapters[0](name)
 
 
 _asynchronous_types: list[Callable[[], type[Any]]] = []
