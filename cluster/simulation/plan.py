@@ -78,12 +78,7 @@ class Plan:
 
     @property
     def keeps_the_promise(self) -> bool:
-        """Whether an idle slot may be held against the scheduler: it hears of everything soon.
-
-        Not where tasks wait for tasks: there a seat changes hands through several messages, and 0.12 s were seen.
-        """
-        if self.shape.parents:
-            return False
+        """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
         return not (self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores)
 
 
@@ -160,8 +155,10 @@ def draw_plan(random: Random) -> Plan:
         weights=weights if random.random() < 0.2 else (),
         one_task_at_a_time=random.random() < 0.12,
     )
-    return replace(
+    plan = replace(
         plan,
         shape=replace(plan.shape, ending_workers=chance(0.1, 0.005, 0.03) * faulty),
         arguments_limit_bytes=random.choice((2, 12, 60, 1 << 20, 1 << 20, 1 << 20)),
     )
+    shape = replace(plan.shape, parents=chance(0.25, 0.05, 0.5), depth=random.choice((1, 2, 3, 6)))
+    return replace(plan, shape=shape)

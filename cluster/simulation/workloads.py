@@ -99,7 +99,8 @@ class Spec:
     def must_fail(self) -> bool:
         """Whether no run of it can succeed."""
         patience = 1.1 if self.stubborn else 0.0  # in which what was asked to stop may still end
-        too_long = 0 < self.timeout_seconds < self.seconds - patience
+        # Who has children takes part of its seconds only, and ends when they have.
+        too_long = not self.children and 0 < self.timeout_seconds < self.seconds - patience
         hopeless = self.impossible or self.ends_workers or self.raises_first >= 1_000 or self.dies_first >= 1_000
         return hopeless or too_long
 
