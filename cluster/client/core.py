@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 from cluster import config
 from cluster.client.driver import Driver
 from cluster.client.future import Future, FutureSequence, Origin
-from cluster.client.operations import Aside, Operation, Until, complete
+from cluster.client.operations import Aside, Operation, Until, answer_to, complete
 from cluster.client.options import check_weight
 from cluster.client.output_display import OutputDisplay
 from cluster.client.providers import LocalClusterLike, open_local_cluster
@@ -29,7 +29,6 @@ from cluster.secret import load_or_create_secret
 from cluster.session.machine import Session
 from cluster.transport.blocking import BlockingConnection
 from cluster.version import __version__
-from cluster.wire import messages
 from cluster.wire.encoded import Reference
 
 __all__ = ["ClientCore", "current_client", "each_future"]
@@ -180,23 +179,12 @@ class ClientCore:
 
         None when the deadline (of `time.monotonic`) has passed; the answer is thrown away then when it comes.
         """
-        session = self._session
         self._driver.check()
         with self._driver.guard():
-            request = session.query(what, detail)
-        answered = False
-        try:
-            answered = yield Until(lambda: request in session.answers, deadline)
-        finally:
-            if not answered:
-                with self._driver.guard():
-                    session.give_up(request)
-        if not answered:
+            request = self._session.query(what, detail)
+        answer = yield from answer_to(self._driver, request, deadline)
+        if answer is None:
             return None
-        with self._driver.guard():
-            answer = session.answers.pop(request, None)
-        if not isinstance(answer, messages.Answer):
-            raise ConnectionLost(session.lost or "the connection has ended")
         if answer.error:
             raise ClusterError(answer.error)
         return answer.result

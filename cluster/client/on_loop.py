@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from cluster.client.driver import ENDLESS_SECONDS, Driver
-from cluster.client.operations import Operation, Raised, Until
+from cluster.client.operations import Aside, Operation, Until, carry_out, value_of
 from cluster.errors import ClusterError
 
 __all__ = ["OnLoop", "aside", "check_loop"]
@@ -62,26 +62,7 @@ class OnLoop:
 
     async def carry_out(self, operation: Operation[T]) -> T:
         """Carry an operation out; raises what it raises."""
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    if type(step) is Until:
-                        outcome: Any = await self._wait_until(*step)
-                    else:
-                        outcome = await aside(step[0])
-                except BaseException as error:
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(outcome)
-        except StopIteration as end:
-            result = end.value
-        if type(result) is Raised:
-            try:
-                raise result.error
-            finally:
-                del result  # as in `complete`
-        return result  # type: ignore[no-any-return]
+        return value_of(await carry_out(operation, self._wait_until, _call_aside))
 
     def stop(self) -> None:
         """Leave the socket alone from now on: it is going to be closed."""
@@ -93,7 +74,8 @@ class OnLoop:
             self._writes = False
             self.loop.remove_writer(self._driver.connection.fileno())
 
-    async def _wait_until(self, ready: Callable[[], bool], deadline: float | None, number: int) -> bool:
+    async def _wait_until(self, step: Until) -> bool:
+        ready, deadline, number = step
         check_loop(self.loop)
         self._flush()
         driver = self._driver
@@ -256,6 +238,10 @@ def check_loop(own: asyncio.AbstractEventLoop) -> None:
         raise ClusterError(
             "this client belongs to another event loop, the one in which it was awaited first; make one in this loop"
         )
+
+
+def _call_aside(step: Aside) -> Coroutine[Any, Any, Any]:
+    return aside(step.function)
 
 
 def aside(function: Callable[[], T]) -> Coroutine[Any, Any, T]:

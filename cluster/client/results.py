@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from cluster.client.driver import Driver
-from cluster.client.operations import Aside, Operation, Raised, Until
+from cluster.client.operations import Aside, Operation, Raised, Until, answer_to
 from cluster.client.submission import Submission
 from cluster.client.values import AgentConnections, Place, fetch
 from cluster.errors import (
@@ -28,7 +28,6 @@ from cluster.session.machine import Failure
 from cluster.units import format_bytes
 from cluster.wire.encoded import Reference
 from cluster.wire.exceptions import load_exception
-from cluster.wire.messages import Located
 from cluster.wire.payload import loads
 
 __all__ = ["SKIPPED", "Results", "rebuild_failure"]
@@ -223,23 +222,11 @@ class Results:
         return loads(data, bind_future=self._bind_future)
 
     def _locate(self, numbers: list[int], deadline: float | None) -> Operation[list[Place]]:
-        session = self._session
         with self._driver.guard():
-            request = session.locate(numbers)
-        answered = False
-        try:
-            answered = yield Until(lambda: request in session.answers, deadline)
-        finally:
-            if not answered:
-                with self._driver.guard():
-                    session.give_up(request)
-        if not answered:
+            request = self._session.locate(numbers)
+        answer = yield from answer_to(self._driver, request, deadline)
+        if answer is None:
             raise TimeoutError(f"the scheduler did not say in time where {len(numbers)} values are")
-        with self._driver.guard():
-            answer = session.answers.pop(request, None)
-        if not isinstance(answer, Located):
-            self._driver.check()
-            return []
         return [
             Place(number, row, attempt, nbytes, tuple(addresses))
             for number, row, attempt, nbytes, addresses in answer.entries

@@ -206,10 +206,10 @@ class ClientDesk:
             if row not in orphans and row not in strangers:
                 lifecycle.start_row(row, run)
         for row in strangers:
-            lifecycle.fail(row, self._no_actor(row, run))
+            lifecycle.fail(row, self._no_actor(row))
         for row in orphans:
             table.state[row] = WAITING
-            lifecycle.fail(row, self._orphaned(row, run))
+            lifecycle.fail(row, self._orphaned(row))
 
     def _join(self, sources: array[int], run: Run) -> int:
         """The row of a join of these inputs; -1 when one of them is gone."""
@@ -249,25 +249,16 @@ class ClientDesk:
         run.dependency_starts, run.dependencies = kept_starts, kept_rows
         return orphans
 
-    def _no_actor(self, row: int, run: Run) -> Failure:
-        key = self.ledger.key(row)
-        details = {
-            "type": "Unrunnable",
-            "message": f"{key} calls a method of something that is no actor",
-            "key": key,
-            "remedy": "submit the class with actor=True",
-        }
-        return Failure("unrunnable", b"", details, row, run.identity, self.ledger.now)
+    def _no_actor(self, row: int) -> Failure:
+        message = f"{self.ledger.key(row)} calls a method of something that is no actor"
+        remedy = "submit the class with actor=True"
+        return self.ledger.failure(row, "unrunnable", "Unrunnable", message, remedy=remedy)
 
-    def _orphaned(self, row: int, run: Run) -> Failure:
+    def _orphaned(self, row: int) -> Failure:
         key = self.ledger.key(row)
-        details = {
-            "type": "ValueLost",
-            "message": f"an input of {key} was released before {key} was submitted",
-            "key": key,
-            "remedy": "keep the future of the input until the task that takes it is submitted",
-        }
-        return Failure("lost", b"", details, row, run.identity, self.ledger.now)
+        message = f"an input of {key} was released before {key} was submitted"
+        remedy = "keep the future of the input until the task that takes it is submitted"
+        return self.ledger.failure(row, "lost", "ValueLost", message, remedy=remedy)
 
     def offer(self, client: ClientRecord, message: messages.Offer) -> None:
         """Values in the client's own memory."""
@@ -337,14 +328,7 @@ class ClientDesk:
 
     def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
         del self.ledger.pushing[row][worker.index]
-        details = {
-            "type": "ValueLost",
-            "message": text,
-            "key": self.ledger.key(row),
-            "worker": worker.name,
-            "remedy": remedy,
-        }
-        failure = Failure("lost", b"", details, row, self.ledger.run(row).identity, self.ledger.now)
+        failure = self.ledger.failure(row, "lost", "ValueLost", text, worker=worker.name, remedy=remedy)
         table = self.ledger.table
         takers = list(table.dependents(row))
         for dependent in takers:

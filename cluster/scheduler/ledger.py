@@ -297,6 +297,11 @@ class Ledger:
         notice.add(number, piece)
         self.outbox.append((client.peer, notice))
 
+    def failure(self, row: int, kind: str, exception: str, message: str, **details: Any) -> Failure:
+        """Why a row has no value, as the scheduler itself knows it; `exception` is what the client raises."""
+        told = {"type": exception, "message": message, "key": self.key(row), **details}
+        return Failure(kind, b"", told, row, self.run(row).identity, self.now)
+
     def tell_failed(self, client: ClientRecord, number: int, failure: Failure) -> None:
         """Tell a client why one of its numbers has no value."""
         if client.connected:
@@ -311,8 +316,7 @@ class Ledger:
     def tell_ended_with_parent(self, client: ClientRecord, number: int, row: int) -> None:
         """Tell a slot's client that a task which it still waits for was cancelled, as its parent has ended."""
         message = f"{self.key(row)} was cancelled, because the task that submitted it has ended"
-        details = {"type": "CancelledError", "message": message, "key": self.key(row)}
-        self.tell_failed(client, number, Failure("cancelled", b"", details, row, self.run(row).identity))
+        self.tell_failed(client, number, self.failure(row, "cancelled", "CancelledError", message))
 
     def tell_wanting(self, row: int, failure: Failure | None) -> None:
         """Tell every client that wants the row how it stands: failed, or (None) waiting for its value again."""

@@ -240,9 +240,7 @@ class Lane:
 
     def add(self, run: Run, owner: int, start: int, stop: int) -> None:
         """Make rows `start` to `stop` of a run ready."""
-        bucket = run.bucket
-        if bucket is None:
-            bucket = run.bucket = Bucket(run)
+        bucket = self.bucket_of(run) or self.open_bucket(run)
         bucket.add(owner, start, stop)
         self.size += stop - start
         if not bucket.listed:
@@ -253,9 +251,18 @@ class Lane:
         """Where the run's rows are listed."""
         return run.bucket
 
+    def open_bucket(self, run: Run) -> Bucket:
+        """Make the place where the run's rows are listed."""
+        run.bucket = Bucket(run)
+        return run.bucket
+
+    def close_bucket(self, run: Run) -> None:
+        """Nothing of the run is listed any more."""
+        run.bucket = None
+
     def drop(self, run: Run) -> None:
         """A row of the run is no longer ready."""
-        bucket = run.bucket
+        bucket = self.bucket_of(run)
         assert bucket is not None
         bucket.size -= 1
         bucket.dirty = True
@@ -269,8 +276,7 @@ class Lane:
             if bucket.size > 0:
                 return heap[0]
             heappop(heap)
-            bucket.listed = False
-            bucket.run.bucket = None
+            self.close_bucket(bucket.run)
         return None
 
     def take(

@@ -20,5 +20,4 @@ def cannot_recompute(ledger: Ledger, row: int, run: Run) -> Failure:
         message += "it was sent from a client's memory, and no worker holds a copy any more"
     else:
         message += "the recipe of an input was given up (past the lineage bound, or the input came from a client)"
-    details = {"type": "ValueLost", "message": message, "key": key, "remedy": remedy}
-    return Failure("lost", b"", details, row, run.identity, ledger.now)
+    return ledger.failure(row, "lost", "ValueLost", message, remedy=remedy)

@@ -9,8 +9,6 @@ that two of them are not charged for one another. After `AGENT_DEATHS_ALLOWED` c
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-
 from cluster.scheduler.ready import Bucket, Lane, Restriction
 from cluster.scheduler.table import Run
 
@@ -43,31 +41,11 @@ class SuspectLane(Lane):
         """Where the run's suspects are listed."""
         return self._buckets.get(run.identity)
 
-    def add(self, run: Run, owner: int, start: int, stop: int) -> None:
-        """Make rows of a run ready."""
-        bucket = self._buckets.get(run.identity)
-        if bucket is None:
-            bucket = self._buckets[run.identity] = Bucket(run)
-        bucket.add(owner, start, stop)
-        self.size += stop - start
-        if not bucket.listed:
-            bucket.listed = True
-            heappush(self.heap, (-run.priority, -run.depth, run.identity, bucket))
+    def open_bucket(self, run: Run) -> Bucket:
+        """Make the place where the run's suspects are listed."""
+        bucket = self._buckets[run.identity] = Bucket(run)
+        return bucket
 
-    def drop(self, run: Run) -> None:
-        """A row of the run is no longer ready."""
-        bucket = self._buckets[run.identity]
-        bucket.size -= 1
-        bucket.dirty = True
-        self.size -= 1
-
-    def first(self) -> tuple[int, int, int, Bucket] | None:
-        """The heap entry of the bucket whose turn it is."""
-        heap = self.heap
-        while heap:
-            bucket = heap[0][3]
-            if bucket.size > 0:
-                return heap[0]
-            heappop(heap)
-            del self._buckets[bucket.run.identity]
-        return None
+    def close_bucket(self, run: Run) -> None:
+        """No suspect of the run is listed any more."""
+        del self._buckets[run.identity]

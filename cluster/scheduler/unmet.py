@@ -111,21 +111,16 @@ class Unmet:
             return 0
         missing = shortfall(self.ledger, lane.restriction)
         while row >= 0 and failed < limit:
-            self.lifecycle.fail(row, self._failure(row, run, missing))
+            self.lifecycle.fail(row, self._failure(row, missing))
             failed += 1
             row = state.find(READY, row + 1, stop)
         return failed
 
-    def _failure(self, row: int, run: Run, missing: str) -> Failure:
-        key = self.ledger.key(row)
+    def _failure(self, row: int, missing: str) -> Failure:
         patience = format_seconds(self.ledger.settings.unmet_request_seconds)
-        details = {
-            "type": "Unrunnable",
-            "message": f"for {patience} no connected worker could run {key}: {missing}",
-            "key": key,
-            "remedy": "start a worker that has what it asks for, or ask for less; then retry it",
-        }
-        return Failure("unrunnable", b"", details, row, run.identity, self.ledger.now)
+        message = f"for {patience} no connected worker could run {self.ledger.key(row)}: {missing}"
+        remedy = "start a worker that has what it asks for, or ask for less; then retry it"
+        return self.ledger.failure(row, "unrunnable", "Unrunnable", message, remedy=remedy)
 
     def _is_met(self, restriction: Restriction) -> bool:
         known = self._met.get(restriction)

@@ -133,9 +133,7 @@ class Wants:
             self.lifecycle.fail(row, self._cancelled(row))
 
     def _cancelled(self, row: int) -> Failure:
-        key = self.ledger.key(row)
-        details = {"type": "CancelledError", "message": f"{key} was cancelled", "key": key}
-        return Failure("cancelled", b"", details, row, self.ledger.run(row).identity, self.ledger.now)
+        return self.ledger.failure(row, "cancelled", "CancelledError", f"{self.ledger.key(row)} was cancelled")
 
     def _cancel_sparing(self, client: ClientRecord, rows: list[int]) -> Iterator[int]:
         """Cancel where other clients may want what depends on it; yields how many rows were looked at.

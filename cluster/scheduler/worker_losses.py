@@ -128,16 +128,16 @@ class WorkerLosses:
 
     def _failure(self, row: int, suspicion: Suspicion) -> Failure:
         names = suspicion.workers
-        details = {
-            "type": "TaskDied",
-            "message": f"its whole worker ended while it ran (workers {', '.join(names)})",
-            "key": self.ledger.key(row),
-            "worker": names[-1],
-            "attempts": suspicion.deaths,
-            "remedy": "see what the workers, or their hosts' kernel logs, say of their end: the task may have used up "
+        return self.ledger.failure(
+            row,
+            "died",
+            "TaskDied",
+            f"its whole worker ended while it ran (workers {', '.join(names)})",
+            worker=names[-1],
+            attempts=suspicion.deaths,
+            remedy="see what the workers, or their hosts' kernel logs, say of their end: the task may have used up "
             "the memory of the host, or ended processes other than its own",
-        }
-        return Failure("died", b"", details, row, self.ledger.run(row).identity, self.ledger.now)
+        )
 
 
 def _gone(worker: WorkerRecord) -> str:

@@ -12,7 +12,7 @@ from cluster.ids import task_key
 from cluster.session import table as states
 from cluster.session.machine import DropOffered, PushValue, Session
 from cluster.session.parts import Call, Function
-from cluster.simulation.gathering import Gather
+from cluster.simulation.gathering import Gather, begin_gather
 from cluster.simulation.network import Connection
 from cluster.simulation.workloads import Reference, Spec, encode_value
 from cluster.wire import messages
@@ -306,15 +306,9 @@ class ClientProcess:
         self.gather(self._some(sorted(self.held)))
 
     def gather(self, numbers: list[int]) -> Gather:
-        """Wait for these, fetch their values and compare them with the oracle."""
+        """Wait for these, and compare their values."""
         self.flush()
-        gather = Gather(self, numbers)
-        self.gathers.append(gather)
-        self.session.waiting = len(self.gathers)
-        self.session.want(numbers)
-        gather.go_on()
-        self.send()
-        return gather
+        return begin_gather(self, numbers)
 
     def _share(self) -> None:
         others = [client for client in self.world.clients if client is not self and client.alive and client.held]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cluster.session.machine import Session
     from cluster.simulation.world import World
 
-__all__ = ["Gather"]
+__all__ = ["Gather", "begin_gather"]
 
 PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
@@ -59,6 +59,17 @@ class Looks(Protocol):
     def send(self) -> None:
         """Carry out what the session wants done."""
         ...
+
+
+def begin_gather(client: Looks, numbers: list[int]) -> Gather:
+    """Wait for these, fetch their values and compare them with the oracle."""
+    gather = Gather(client, numbers)
+    client.gathers.append(gather)
+    client.session.waiting = len(client.gathers)
+    client.session.want(numbers)
+    gather.go_on()
+    client.send()
+    return gather
 
 
 class Gather:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.session.in_slot import SessionInSlot
 from cluster.session.parts import Call, Function
-from cluster.simulation.gathering import Gather
+from cluster.simulation.gathering import Gather, begin_gather
 from cluster.simulation.workloads import Reference, Spec
 
 if TYPE_CHECKING:
@@ -76,14 +76,8 @@ class SlotClient:
         return numbers
 
     def gather(self, numbers: list[int]) -> Gather:
-        """Wait for these, fetch their values and compare them with the oracle."""
-        gather = Gather(self, numbers)
-        self.gathers.append(gather)
-        self.session.waiting = len(self.gathers)
-        self.session.want(numbers)
-        gather.go_on()
-        self.send()
-        return gather
+        """Wait for these, and compare their values."""
+        return begin_gather(self, numbers)
 
     def judge(self, index: int, kind: str) -> str:
         """Why a child cannot have failed like that. Cancelled is what becomes of it when the scheduler has given up the

@@ -34,6 +34,15 @@ class Family:
     def child(self, count: int = 1, **options: Any) -> int:
         return self.inner.submit(count, function="child", parent=self.name, **options)
 
+    def hands_over_a_child(self) -> tuple[int, messages.Grant]:
+        """A child has run, and lies in the value that the parent is about to report; its client has let go of it."""
+        number = self.child()
+        child = self.worker.grant()
+        self.inner.say(messages.HandOver(*self.name, [number, 1]))
+        self.inner.say(messages.Release([number, 1]))
+        self.worker.done(child)
+        return number, child
+
     def waits(self, kind: Any = messages.Suspended, change: int = 0) -> None:
         self.changes += 1
         self.worker.say(kind(EPOCH, change or self.changes, self.parent.runs[0], self.parent.attempt))
@@ -159,11 +168,7 @@ def test_children_submitted_after_their_parent_has_ended_are_not_run() -> None:
 
 def test_what_is_handed_over_outlives_its_release_until_the_value_holds_it() -> None:
     family = Family(slots=2)
-    number = family.child()
-    child = family.worker.grant()
-    family.inner.say(messages.HandOver(*family.name, [number, 1]))
-    family.inner.say(messages.Release([number, 1]))
-    family.worker.done(child)
+    number, child = family.hands_over_a_child()
     family.worker.hears_nothing()  # not freed
     family.worker.done(family.parent, contains=[[family.parent.runs[0], [family.inner.client_id, number]]])
     family.worker.hears_nothing()
@@ -174,11 +179,7 @@ def test_what_is_handed_over_outlives_its_release_until_the_value_holds_it() -> 
 
 def test_what_is_handed_over_goes_with_a_parent_that_failed() -> None:
     family = Family(slots=2)
-    number = family.child()
-    child = family.worker.grant()
-    family.inner.say(messages.HandOver(*family.name, [number, 1]))
-    family.inner.say(messages.Release([number, 1]))
-    family.worker.done(child)
+    _, child = family.hands_over_a_child()
     family.worker.run_failed(family.parent)
     assert family.worker.freed() == [(child.attempt, child.runs[0])]
 
