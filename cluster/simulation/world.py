@@ -221,11 +221,11 @@ class World:
         workers = self.scheduler.ledger.workers
         self._run_until(
             self.clock.now + LONGEST_SECONDS,
-            lambda: not any(worker.outstanding for worker in workers.values()) or self._stands_still(),
+            lambda: not any(worker.grants for worker in workers.values()) or self._stands_still(),
         )
-        # What a client keeps back may wait for room that a task takes which nobody can run: until that fails.
+        # What a client keeps back may wait for room that tasks take which nobody can run: until they fail, one by one.
         self._run_until(
-            self.clock.now + PATIENCE_SECONDS,
+            self.clock.now + LONGEST_SECONDS,
             lambda: all(client.session.has_room for client in self.clients if client.alive),
         )
         self._run_until(self.clock.now + 1.0, lambda: False)
