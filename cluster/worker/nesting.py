@@ -129,7 +129,8 @@ class Nesting:
             self._fill_all(now)
             if self._hands_back:
                 self._hand_back()
-            elif self._queue.count and self.free_seats:
+            # What is left then are children that a process with a task inside keeps waiting: no grant may follow.
+            if self._queue.count and self.free_seats:
                 self._start_further()
         self._hands_back = False
         self._end_spares()

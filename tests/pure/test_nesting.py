@@ -285,6 +285,20 @@ def test_what_was_granted_ahead_goes_back_when_a_task_waits() -> None:
     assert not agent.slots[0].pipe
 
 
+def test_children_whose_parent_has_one_inside_already_get_a_free_seat() -> None:
+    agent = AgentModel(2)
+    for attempt in (1, 2):
+        agent.tell(grant(attempt, 1, first_row=attempt))
+        agent.slots[attempt - 1].claim()
+    waits(agent, 0)
+    for attempt in (3, 4):
+        agent.tell(grant(attempt, 1, first_row=attempt, parent=[1, 1]))
+    agent.slots[0].claim()
+    assert not agent.starting
+    waits(agent, 1)
+    assert agent.starting == [2]  # the scheduler has granted all that it may, so nothing else would come
+
+
 def test_at_most_eight_further_processes_a_slot() -> None:
     agent = AgentModel(1)
     for attempt in range(1, 10):
