@@ -144,6 +144,7 @@ def test_a_cancel_does_not_end_what_another_client_still_wants(
     gate.wait_until_reached()
     with Client(local_cluster) as other:
         [theirs] = other.submit(hold, outer).result(10)
+        assert other.who_has(theirs)[theirs.key] == []  # answered, so the scheduler knows of it: clients have no order
         inner.cancel()
         with pytest.raises(CancelledError):
             inner.result(10)
