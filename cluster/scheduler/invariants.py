@@ -304,6 +304,7 @@ def _check_states(ledger: Ledger, live: list[int]) -> None:
     """Each state's own promises: what waits, what has a value, what may be forgotten."""
     table = ledger.table
     contained = Counter(row for inside in ledger.contains.values() for row in inside) + Counter(ledger.kept_rows)
+    contained.update(row for parent in ledger.parents.values() for row in parent.handed_over)  # soon inside a value
     for row in live:
         state, flags = table.state[row], table.flags[row]
         inputs = table.inputs_of(row) if state in (WAITING, READY) else ()

@@ -198,7 +198,9 @@ class Table:
         self.holds[start:stop] = zero_ints
         self.heirs[start:stop] = zero_ints
         self.holder[start:stop] = array("i", b"\xff" * (4 * count))
-        self.nbytes[start:stop] = array("q", bytes(8 * count))
+        zero_longs = array("q", bytes(8 * count))
+        self.attempt[start:stop] = zero_longs  # or late news of the row's former task would be this one's
+        self.nbytes[start:stop] = zero_longs
         self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
         return run
 

@@ -27,6 +27,20 @@ def showing(dialogue: Dialogue, name: str = "client") -> ClientSide:
     return client
 
 
+def test_late_output_is_not_taken_for_that_of_the_next_task_of_its_row() -> None:
+    dialogue = Dialogue()
+    client, worker = showing(dialogue), dialogue.worker("w", slots=1)
+    client.submit()
+    grant = worker.grant()
+    worker.done(grant)
+    client.hear(messages.Finished)
+    client.release(0)
+    worker.freed()
+    client.submit(resources={"GPU": 1.0})  # nobody can run it, so it is never granted
+    wrote(worker, grant.attempt, grant.runs[0], entry(b"late"))
+    client.hears_nothing()
+
+
 def ask(client: ClientSide, what: str, detail: Any, request: int = 1) -> None:
     client.say(messages.Query(request, what, detail))
 
