@@ -96,6 +96,10 @@ def raise_with_child(gate: str) -> None:
     raise ValueError(str(future.number))
 
 
+def make_a_client() -> None:
+    get_client()
+
+
 def wait_for_child_at(gate: str) -> Any:
     return get_client().submit(wait_at, gate, "child").result()
 
@@ -283,7 +287,8 @@ def test_children_of_a_cancelled_parent_are_stopped(tmp_path: Path) -> None:
 
 def test_a_parent_that_takes_too_long_is_stopped_with_its_child(tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client, Gate(tmp_path / "gate") as gate:
-        future = client.options(timeout_seconds=0.5).submit(wait_for_child_at, gate.path)
+        client.submit(make_a_client).result(PATIENCE_SECONDS)  # so that the child runs well before the time is up
+        future = client.options(timeout_seconds=2.0).submit(wait_for_child_at, gate.path)
         gate.wait_until_reached()
         with pytest.raises(TaskTimeout):
             future.result(PATIENCE_SECONDS)

@@ -237,7 +237,7 @@ def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
 
 
 def test_a_time_limit_ends_a_task_that_never_listens(client: Client, gate: Gate) -> None:
-    stuck = client.options(timeout_seconds=0.3).submit(hold_the_lock_at, gate.path)
+    stuck = client.options(timeout_seconds=1.0).submit(hold_the_lock_at, gate.path)
     gate.wait_until_reached()
     assert isinstance(stuck.exception(20), TaskTimeout)
     assert client.gather(client.map(inc, range(100)), timeout=10) == list(range(1, 101))
