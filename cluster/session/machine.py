@@ -354,8 +354,7 @@ class Session:
     def leave(self) -> None:
         """The client is done; what is kept back is given up."""
         self._close_part()
-        self._outbox.forget_kept()
-        self._outbox.add(messages.Leave())
+        self._outbox.leave()
 
     def flush(self) -> None:
         """Let the open part leave, then release what was dropped."""

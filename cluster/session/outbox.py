@@ -39,6 +39,7 @@ class Outbox:
         self._needed: Counter[int] = Counter()  # inputs of tasks that are kept back
         self._questions = 0  # kept back, which may name any number
         self._releases: list[messages.Release] = []  # kept back, not looked at yet for what may go ahead
+        self._last_messages: list[Any] | None = None  # from the Leave on: what was to be sent until then
         self._sent_bytes = 0
         self._taken_bytes = 0
 
@@ -120,14 +121,21 @@ class Outbox:
         self._releases.clear()
         self._questions = 0
 
+    def leave(self) -> None:
+        """Send a Leave after what is not kept back, and nothing more: to the scheduler the peer is a stranger then."""
+        self.forget_kept()
+        self._last_messages = [*self._ready, messages.Leave()]
+
     def take(self) -> list[Any]:
         """Give what is to be sent now, in order."""
         if self._releases:
             self._let_releases_ahead()
-        ready = self._ready
+        ready = self._ready if self._last_messages is None else self._last_messages
         if not ready:
             return ready
         self._ready = []
+        if self._last_messages is not None:
+            self._last_messages = []
         if any(type(message) in _OF_RUNS and len(message.runs) > 2 * RUNS_PER_MESSAGE for message in ready):
             return [piece for message in ready for piece in _pieces(message)]
         return ready

@@ -65,6 +65,18 @@ def test_another_call_closes_the_part() -> None:
     assert [(part.first, part.count, part.label) for part in parts] == [(0, 2, "inc"), (2, 1, "add"), (3, 1, "inc")]
 
 
+def test_nothing_follows_the_goodbye() -> None:
+    session = new_session()
+    submit(session, 2)
+    sent(session)
+    session.leave()
+    session.dropped.append(0)  # a future is dropped while the client is being closed, perhaps in another thread
+    session.flush()
+    assert sent(session) == [messages.Leave()]
+    session.dropped.append(1)
+    assert sent(session) == []
+
+
 def test_a_function_is_sent_once() -> None:
     session = new_session()
     submit(session, 1)
