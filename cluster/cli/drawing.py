@@ -105,13 +105,11 @@ def draw_explanation(answer: dict[str, Any]) -> None:
 
 
 def draw_logs(answer: dict[str, Any]) -> None:
-    """Each line with its time and stream."""
+    """Each line with its time, if it has one, and its stream."""
     for at, stream, text in answer["lines"]:
-        clock = time.strftime("%H:%M:%S", time.localtime(at))
-        click.echo(_plain(f"{clock} {stream}: {text.rstrip()}"))
-    if answer["dropped_bytes"]:
-        click.echo(f"… {format_bytes(answer['dropped_bytes'])} more were not kept")
-    elif not answer["lines"]:
+        clock = time.strftime("%H:%M:%S ", time.localtime(at)) if at else ""
+        click.echo(_plain(f"{clock}{stream}: {text.rstrip()}"))
+    if not answer["lines"]:
         click.echo(_plain(f"{answer['key']} has printed and logged nothing"))
 
 

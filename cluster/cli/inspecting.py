@@ -11,6 +11,7 @@ import click
 
 from cluster.cli.connecting import connect, json_option, print_json, scheduler_options, show
 from cluster.client.inquiry import Inquiry
+from cluster.client.log_lines import dropped_bytes, lines_of_runs
 
 __all__ = ["events", "explain", "logs", "status", "tasks", "workers"]
 
@@ -105,10 +106,15 @@ def logs(key: str, address: str | None, directory: Path | None, as_json: bool) -
     """What the task KEY printed and logged, as far as it was kept.
 
     \b
-    JSON: key, lines [[time (seconds since 1970), stream, text]], dropped_bytes (what was not kept).
+    JSON: key, lines [[time (seconds since 1970), stream, text]], dropped_bytes (of what its runs wrote and no worker
+    kept, as far as that is known).
+    Streams: stdout, stderr, output (written past Python), log, warning, cut (says in its place what was left out).
     """
     with connect(address, directory) as scheduler:
-        show("logs", scheduler.ask("logs", {"key": key}), as_json)
+        answer = scheduler.ask("logs", {"key": key})
+    lines = [[line.time, line.stream, line.text] for line in lines_of_runs(answer["runs"])]
+    dropped = dropped_bytes(answer["runs"])
+    show("logs", {"key": answer["key"], "lines": lines, "dropped_bytes": dropped}, as_json)
 
 
 @click.command()

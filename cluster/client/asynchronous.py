@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 from cluster.client.client import Client, WithOptions
 from cluster.client.explanation import Explanation, Story
 from cluster.client.future import Future, FutureSequence, register_future_class
+from cluster.client.log_lines import LogLine
 from cluster.client.on_loop import OnLoop, aside, check_loop
 from cluster.client.operations import Aside, Operation, Until
-from cluster.client.output import LogLine
 from cluster.errors import ClusterError
 from cluster.transport.blocking import BlockingConnection
 

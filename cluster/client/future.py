@@ -18,7 +18,7 @@ from cluster.wire.payload import future_from, futures_from, register_future_type
 if TYPE_CHECKING:
     from cluster.client.client import Client
     from cluster.client.explanation import Explanation, Story
-    from cluster.client.output import LogLine
+    from cluster.client.log_lines import LogLine
 
 __all__ = ["Future", "FutureSequence", "Origin", "register_future_class"]
 

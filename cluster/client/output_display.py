@@ -9,11 +9,11 @@ import threading
 import warnings
 from typing import Any, Final
 
+from cluster.client.log_lines import cut_notice
 from cluster.session.machine import Session
-from cluster.units import format_bytes
 from cluster.wire.task_output import CUT, LOG, STDERR, WARNING, unpack_record
 
-__all__ = ["OutputDisplay", "cut_notice"]
+__all__ = ["OutputDisplay"]
 
 _log = logging.getLogger("cluster.client")
 _TEXT_LIMIT: Final = 70_000
@@ -64,12 +64,6 @@ class OutputDisplay:
         self._unfinished_line = None if text.endswith("\n") else source
         stream.write(text)
         stream.flush()
-
-
-def cut_notice(data: bytes, key: str = "") -> str:
-    """The line that stands for what was left out."""
-    size = format_bytes(int(data)) if data.isdigit() else "something"
-    return f"\n… {size} not shown{' of ' + key if key else ''} …\n"
 
 
 def _handle_record(fields: dict[str, Any], key: str, worker: str) -> None:

@@ -1,4 +1,4 @@
-"""Questions about one task, by its number or its key: "explain" and "story".
+"""Questions about one task, by its number or its key: "explain", "story" and "logs".
 
 What the scheduler alone does not know (whether a granted task runs, or is queued) is asked of the task's agent, and the
 answer waits for that, but not long. A key is looked up without an index: it names the client and the number, or else it
@@ -15,6 +15,7 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.explain import Whereabouts, explain, forgotten, root_of
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.orders import Orders
+from cluster.scheduler.output import Output
 from cluster.scheduler.questions import Questions
 from cluster.scheduler.story import story
 from cluster.scheduler.table import FREE, GRANTED
@@ -58,14 +59,16 @@ class Search:
 class Inquiries:
     """Answers questions about single tasks."""
 
-    def __init__(self, ledger: Ledger, questions: Questions, orders: Orders) -> None:
+    def __init__(self, ledger: Ledger, questions: Questions, orders: Orders, output: Output) -> None:
         self.ledger = ledger
         self._questions = questions
         self._orders = orders
+        self._output = output
         self._waiting: dict[Inquiry, None] = {}  # for an agent's word
         self._searches: deque[Search] = deque()
         questions.register("explain", self._explain)
         questions.register("story", self._story)
+        questions.register("logs", self._logs)
 
     # ------------------------------------------------------------------ which task
 
@@ -74,6 +77,9 @@ class Inquiries:
 
     def _story(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
         self._asked(Inquiry(client, request, "story"), detail)
+
+    def _logs(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
+        self._asked(Inquiry(client, request, "logs"), detail)
 
     def _asked(self, inquiry: Inquiry, detail: Any) -> None:
         if isinstance(detail, int):
@@ -131,6 +137,12 @@ class Inquiries:
         if inquiry.what == "explain":
             self._questions.answer(inquiry.client, inquiry.request, forgotten(key[:KEY_CHARACTERS_SHOWN]).answer())
             return
+        if inquiry.what == "logs":
+            shown = key[:KEY_CHARACTERS_SHOWN]
+            why = "what a task wrote is kept only as long as somebody wants its value"
+            error = f"the scheduler does not know the task {shown!r} (any more): {why}; `cluster tasks` lists keys"
+            self._questions.answer(inquiry.client, inquiry.request, error=error)
+            return
         why = "the scheduler does not know this task (any more), and keeps no story of what it has forgotten"
         self._questions.answer(
             inquiry.client, inquiry.request, {"key": key[:KEY_CHARACTERS_SHOWN], "entries": [], "not_kept": why}
@@ -141,7 +153,16 @@ class Inquiries:
     def _found(self, inquiry: Inquiry, row: int) -> None:
         inquiry.row = row
         inquiry.identity = self.ledger.run(row).identity
-        self._proceed(inquiry)
+        if inquiry.what == "logs":
+            self._answer_logs(inquiry, self.ledger.key(row))
+        else:
+            self._proceed(inquiry)
+
+    def _answer_logs(self, inquiry: Inquiry, key: str) -> None:
+        def gathered(runs: list[Any]) -> None:
+            self._questions.answer(inquiry.client, inquiry.request, {"key": key, "runs": runs})
+
+        self._output.gather(inquiry.row, gathered)
 
     def _proceed(self, inquiry: Inquiry) -> None:
         """Answer, or ask the agent of the task, or of the one that it waits for in the end."""

@@ -85,9 +85,9 @@ class Scheduler:
         self.client_desk.on_leave.append(self.coordination.client_left)
         self.reports = Reports(self.ledger, self.questions, process_id)
         self.unmet = Unmet(self.ledger, self.lifecycle)
-        self.inquiries = Inquiries(self.ledger, self.questions, self.orders)
         Recipes(self.ledger, self.questions)
         self.output = Output(self.ledger, self.orders, self.questions)
+        self.inquiries = Inquiries(self.ledger, self.questions, self.orders, self.output)
         self._watch_at = 0.0
 
     @property

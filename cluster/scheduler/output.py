@@ -7,6 +7,7 @@ bounded, the oldest goes first, and an entry whose row is somebody else's by now
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from cluster.scheduler.clients import ClientRecord
@@ -43,8 +44,9 @@ class _Progress(NamedTuple):
 class _Collection:
     """The answers to one question for a task's logs, while they come in."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, then: Callable[[list[Any]], None]) -> None:
         self.left = count
+        self.then = then
         self.runs: list[Any] = [None] * count
 
 
@@ -119,20 +121,21 @@ class Output:
     # ------------------------------------------------------------------ what clients ask
 
     def _logs(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
-        """The entries of each run of a task: `[attempts before, worker, entries, forgotten]`, oldest first."""
         row = client.row(int(detail))
+        self.gather(row, lambda runs: self._questions.answer(client, request, runs))
+
+    def gather(self, row: int, then: Callable[[list[Any]], None]) -> None:
+        """Ask for what each run of a task wrote: `[worker, entries, forgotten]`, oldest first; of no row, nothing."""
         known = self._places.get(row) if row >= 0 else None
         places = known[1] if known is not None and known[0] == self.ledger.run(row).identity else []
         if not places:
-            self._questions.answer(client, request, [])
+            then([])
             return
-        collection = _Collection(len(places))
+        collection = _Collection(len(places), then)
         for at, place in enumerate(places):
-            self._ask_for_log(client, request, collection, at, place, row)
+            self._ask_for_log(collection, at, place, row)
 
-    def _ask_for_log(
-        self, client: ClientRecord, request: int, collection: _Collection, at: int, place: _Place, row: int
-    ) -> None:
+    def _ask_for_log(self, collection: _Collection, at: int, place: _Place, row: int) -> None:
         worker = self.ledger.workers.get(place.worker)
 
         def answered(error: str, result: Any) -> None:
@@ -140,7 +143,7 @@ class Output:
             collection.runs[at] = [name, *result] if not error else [name, [], True]
             collection.left -= 1
             if not collection.left:
-                self._questions.answer(client, request, _newest(collection.runs))
+                collection.then(_newest(collection.runs))
 
         if worker is None:
             answered("it is gone", None)

@@ -84,6 +84,27 @@ def test_many_tasks_are_counted_and_the_first_of_them_listed(local_cluster: Loca
     del futures
 
 
+def say(text: str) -> None:
+    print(text)
+    print("quietly", file=sys.stderr)
+
+
+def test_logs_of_a_task_are_found_by_its_key(local_cluster: LocalCluster, client: Client) -> None:
+    made, named, silent = client.submit(say, "aloud"), client.submit(say, "twice", key="mine"), client.submit(abs, -1)
+    for future, key, text in ((made, made.key, "aloud"), (named, "mine", "twice")):
+        future.result(10)
+        document = ask(local_cluster, "logs", key)
+        assert (document["key"], document["dropped_bytes"]) == (key, 0)
+        assert [[stream, line] for _, stream, line in document["lines"]] == [["stdout", text], ["stderr", "quietly"]]
+    assert silent.result(10) == 1
+    assert ask(local_cluster, "logs", silent.key)["lines"] == []
+    where = ("--address", local_cluster.scheduler_address, "--directory", str(local_cluster.directory))
+    assert run("logs", "mine", *where).stdout.splitlines()[0].endswith(" stdout: twice")
+    unknown = run("logs", "nobody's", *where)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "does not know the task" in unknown.stderr
+
+
 def test_events_are_followed_while_they_happen(local_cluster: LocalCluster) -> None:
     where = ["--address", local_cluster.scheduler_address, "--directory", str(local_cluster.directory)]
     with Daemon([*COMMAND, "events", "--follow", *where], {**os.environ, "PYTHONUNBUFFERED": "1"}) as following:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from cluster.cli import inspecting, main
 from cluster.errors import ClusterError, ConnectionLost
+from cluster.wire.task_output import CUT, STDERR, STDOUT
 
 KEY = "f-3fa20000-1[0]"
 
@@ -168,14 +169,23 @@ def test_an_explanation_names_what_why_and_the_remedy(run: Run) -> None:
 
 
 def test_logs_are_shown_line_by_line_with_what_was_not_kept(run: Run) -> None:
-    answer = {"key": KEY, "lines": [[1.0, "stdout", "one\n"], [2.0, "stderr", "\x1b[31mtwo"]], "dropped_bytes": 2048}
-    output = run(PlayedScheduler(logs=answer), "logs", KEY).output.splitlines()
-    assert output[0].endswith(" stdout: one")
-    assert output[1].endswith(" stderr: \N{REPLACEMENT CHARACTER}[31mtwo")
-    assert output[2] == "… 2.00 KiB more were not kept"
-    nothing = {"key": KEY, "lines": [], "dropped_bytes": 0}
-    assert "nothing" in run(PlayedScheduler(logs=nothing), "logs", KEY).output
-    assert json.loads(run(PlayedScheduler(logs=answer), "logs", KEY, "--json").output) == answer
+    entries = [[STDOUT, 1.0, b"one\ntw"], [STDERR, 2.0, b"\x1b[31mred"], [CUT, 3.0, b"2048"], [STDOUT, 4.0, b"o\n"]]
+    scheduler = PlayedScheduler(logs={"key": KEY, "runs": [["gone", [], True], ["w", entries, False]]})
+    output = run(scheduler, "logs", KEY).output.splitlines()
+    assert scheduler.asked == [("logs", {"key": KEY})]
+    assert output[0] == "cut: what an attempt wrote on gone is no longer kept"
+    assert [line[9:] for line in output[1:]] == [
+        "stdout: one",
+        "cut: … 2.00 KiB not shown …",
+        "stdout: two",
+        "stderr: \N{REPLACEMENT CHARACTER}[31mred",
+    ]
+    document = json.loads(run(scheduler, "logs", KEY, "--json").output)
+    assert (document["key"], document["dropped_bytes"]) == (KEY, 2048)
+    assert document["lines"][1] == [1.0, "stdout", "one"]
+    nothing = PlayedScheduler(logs={"key": KEY, "runs": []})
+    assert run(nothing, "logs", KEY).output == f"{KEY} has printed and logged nothing\n"
+    assert json.loads(run(nothing, "logs", KEY, "--json").output) == {"key": KEY, "lines": [], "dropped_bytes": 0}
 
 
 def event(number: int, kind: str, count: int = 1) -> dict[str, Any]:

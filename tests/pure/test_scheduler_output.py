@@ -141,6 +141,26 @@ def test_logs_of_a_lost_worker_are_said_to_be_gone() -> None:
     assert client.hear(messages.Answer).result == []
 
 
+def test_logs_are_found_by_key_for_whoever_asks() -> None:
+    dialogue = Dialogue()
+    client, observer, worker = dialogue.client(), dialogue.client("observer"), dialogue.worker(slots=2)
+    client.submit()
+    made = worker.grant()
+    client.submit(key="mine")
+    named = worker.grant()
+    for request, grant, key in ((1, made, dialogue.scheduler.ledger.key(made.runs[0])), (2, named, "mine")):
+        wrote(worker, grant.attempt, grant.runs[0])
+        ask(observer, "logs", {"key": key}, request)
+        order = worker.hear(messages.Order)
+        worker.say(messages.Ordered(EPOCH, order.request, "", [[entry(b"line\n")], False]))
+        answer = observer.hear(messages.Answer)
+        assert answer.result == {"key": key, "runs": [["worker", [entry(b"line\n")], False]]}
+    ask(observer, "logs", {"key": "nobody's"}, 3)
+    assert 'does not know the task "nobody\'s"' in observer.hear(messages.Answer).error
+    ask(observer, "logs", "mine", 4)
+    assert "takes a number or" in observer.hear(messages.Answer).error
+
+
 def test_places_and_progress_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "PLACES_KEPT", 10)
     monkeypatch.setattr(output, "PROGRESS_KEPT", 10)
