@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane
-from cluster.scheduler.startable import Bar, bar, bytes_to_move, expected_wait_seconds, shortfall
+from cluster.scheduler.startable import (
+    Bar,
+    bar,
+    bytes_to_move,
+    expected_wait_seconds,
+    runs_inside_parent,
+    shortfall,
+)
+from cluster.scheduler.suspects import AGENT_DEATHS_ALLOWED, Suspicion
 from cluster.scheduler.table import (
     FAILED,
     FINISHED,
@@ -177,7 +185,9 @@ def _turn_at_actor(ledger: Ledger, row: int) -> Reason:
 def _state_in_a_word(ledger: Ledger, row: int) -> str:
     state = ledger.table.state[row]
     if state == GRANTED:
-        return f"at worker {ledger.workers[ledger.table.holder[row]].name}"
+        parent = ledger.parents.get(row)
+        waits = "waits for tasks " if parent is not None and parent.suspended_at >= 0 else ""
+        return f"{waits}at worker {ledger.workers[ledger.table.holder[row]].name}"
     words = {WAITING: "waits for inputs", READY: "ready", FAILED: "failed", RELEASED: "released", FINISHED: "finished"}
     return words[state]
 
@@ -186,12 +196,12 @@ def _state_in_a_word(ledger: Ledger, row: int) -> str:
 
 
 def _ready(ledger: Ledger, row: int, run: Run, now: float) -> list[Reason]:
-    lane = run.lane
-    assert lane is not None
+    lane = ledger.lane_of(row, run)
+    bucket = lane.bucket_of(run)
     if not ledger.workers:
         why = "no worker is connected"
         return [Reason("no worker", why, "start one: cluster-worker ADDRESS, or LocalCluster.scale(n)")]
-    owner = None if run.bucket is None else ledger.workers.get(run.bucket.owner_of(row))
+    owner = None if bucket is None else ledger.workers.get(bucket.owner_of(row))
     found: dict[Bar | None, list[WorkerRecord]] = {}
     for worker in ledger.workers.values():
         found.setdefault(bar(ledger, row, worker, _wait_elsewhere(owner, worker, lane, now)), []).append(worker)
@@ -205,7 +215,11 @@ def _ready(ledger: Ledger, row: int, run: Run, now: float) -> list[Reason]:
     idle = [worker for worker in found.get(Bar.MOVING, ()) if worker.free_slots]
     if furthest == Bar.SLOT and idle and owner is not None:
         reasons.append(_moving(ledger, row, idle, owner))
-    if furthest in (Bar.RESOURCES, Bar.MOVING, Bar.SLOT):
+    if row in ledger.suspects:
+        reasons.append(_suspect(ledger.suspects[row]))
+    if any(runs_inside_parent(ledger, row, worker) for worker in ledger.workers.values()):
+        reasons.append(_parent_waits(ledger, run.parent))
+    elif furthest in (Bar.RESOURCES, Bar.MOVING, Bar.SUSPECT, Bar.SLOT):
         reasons += _turn(ledger, row, run, now)
     return reasons
 
@@ -236,6 +250,10 @@ def _barred(
     if furthest == Bar.MOVING:
         assert owner is not None
         return [_moving(ledger, row, workers, owner)]
+    if furthest == Bar.SUSPECT:
+        return [_kept_apart(workers)]
+    if furthest == Bar.PROCESS:
+        return [_no_process(workers)]
     slots = sum(worker.slots for worker in workers)
     are = f"the {slots} slots of {_names(workers)} are" if slots > 1 else f"the slot of {_names(workers)} is"
     return [Reason("slot", f"{are} taken, and no other may run it now", "wait, or start more workers")]
@@ -248,6 +266,52 @@ def _moving(ledger: Ledger, row: int, workers: list[WorkerRecord], owner: Worker
         f"{_names(workers)} is expected to take longer than waiting"
     )
     return Reason("moving", why, "wait; it moves when the wait there gets longer")
+
+
+def _kept_apart(workers: list[WorkerRecord]) -> Reason:
+    charged = [
+        start
+        for worker in workers
+        for grant in worker.grants.values()
+        if grant.charged
+        for start, _ in grant.spans  # one row: such a task is granted by itself
+    ]
+    why = (
+        "it is charged with the end of a worker, and so is not granted together with another such task, as there is "
+        f"one at {_names(workers)}"
+    )
+    return Reason("suspects", why, "wait until that one has ended, or start another worker", tuple(charged))
+
+
+def _suspect(suspicion: Suspicion) -> Reason:
+    if not suspicion.deaths:
+        why = "it was at a worker when that ended, so it is granted by itself, and to a free slot only"
+        return Reason("suspect", why, "wait; that ends when it ends")
+    times = f"{suspicion.deaths} times" if suspicion.deaths > 1 else "once"
+    why = (
+        f"its worker ended {times} while it ran (worker {', '.join(suspicion.workers)}), so it is granted by itself, "
+        f"and to a free slot only; at the end of {AGENT_DEATHS_ALLOWED} workers it fails"
+    )
+    return Reason("suspect", why, "see what it does to its host: its memory, and the processes that it ends")
+
+
+def _no_process(workers: list[WorkerRecord]) -> Reason:
+    waiting = sum(len(worker.suspended) for worker in workers)
+    have = "has no process" if len(workers) == 1 else "have no processes"
+    why = (
+        f"a slot is free, and {_names(workers)} {have} for it: all that there may be hold tasks that wait for tasks "
+        f"({waiting} tasks); only what those have submitted starts there"
+    )
+    remedy = "start more workers, or let tasks wait only for what they submitted themselves, which takes no process"
+    return Reason("processes", why, remedy)
+
+
+def _parent_waits(ledger: Ledger, parent: int) -> Reason:
+    worker = ledger.workers[ledger.parents[parent].suspended_at]
+    why = (
+        f"{ledger.key(parent)}, which submitted it, waits for such at worker {worker.name}: there it goes before others"
+    )
+    return Reason("parent waits", why, "", (parent,))
 
 
 def _unmet(ledger: Ledger, lane: Lane, barred: Bar, workers: list[WorkerRecord], now: float) -> Reason:
@@ -323,7 +387,10 @@ def _granted(ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts |
     grant = worker.grants[table.attempt[row]]
     since = format_seconds(max(0.0, now - grant.granted_at))
     there = f"worker {worker.name} at {worker.address} has had it for {since}"
+    parent = ledger.parents.get(row)
     if told is None or (told.row, told.attempt) != (row, table.attempt[row]):
+        if parent is not None and parent.suspended_at >= 0:
+            return "running", _waits_for_tasks(ledger, row, now, there)
         return "granted", [Reason("granted", there)]
     where = told.found
     if where is None:
@@ -342,10 +409,11 @@ def _granted(ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts |
     if place == "slot" and where["ahead"] == 0:
         return "running", [_running(run, worker, where)]
     if place == "waits":
-        why = f"{there}; it runs in slot {where['slot']}, and waits for other tasks there"
+        there += f", and it runs in slot {where['slot']}"
         if where["woken"]:
-            why += ", which have ended; it goes on in the next slot that is free"
-        return "running", [Reason("waits for tasks", why, "see what the tasks that it submitted wait for")]
+            why = f"{there}; what it waited for has ended, and it goes on in the next slot that is free"
+            return "running", [Reason("goes on", why, "wait, or start more workers: all slots of this one are taken")]
+        return "running", _waits_for_tasks(ledger, row, now, there)
     if place == "slot":
         why = f"{there}; it is in the pipe of {_process(run, where)} behind {_tasks(where['ahead'])}"
         remedy = "wait; if a slot elsewhere is idle, or that one gets stuck, it is taken back"
@@ -355,6 +423,60 @@ def _granted(ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts |
     if place == "queued":
         return "queued", [_queued(there, where)]
     return "granted", [Reason("reporting", f"{there}, and has ended it: the report is on its way")]
+
+
+def _waits_for_tasks(ledger: Ledger, row: int, now: float, there: str) -> list[Reason]:
+    """A run that waits: for which of the tasks that it submitted, and what the first of these waits for in the end."""
+    children, all_seen = _unfinished_children(ledger, row)
+    if not children:
+        why = f"{there}; it waits for tasks that it did not submit, for all that it did submit have ended"
+        return [Reason("waits for tasks", why, "explain the futures that it was passed, or that it got by name")]
+    shown = ", ".join(f"{ledger.key(child)} ({_state_in_a_word(ledger, child)})" for child in children[:NAMES_SHOWN])
+    more = f" and {len(children) - NAMES_SHOWN} more" if len(children) > NAMES_SHOWN else ""
+    at_least = "" if all_seen else "at least "
+    why = f"{there}; it waits, and of what it submitted {at_least}{_tasks(len(children))} have not ended: {shown}{more}"
+    if len(children) == 1:
+        why = f"{there}; it waits, and of what it submitted one task has not ended: {shown}"
+    remedy = f"see what they wait for: cluster explain {ledger.key(children[0])}"
+    reasons = [Reason("waits for tasks", why, remedy, tuple(children))]
+    last = _end_of_waits(ledger, children[0])
+    if last >= 0:
+        inner = explain(ledger, last, now)
+        reasons += [
+            Reason(f"{reason.what} of {inner.key}", reason.why, reason.remedy, reason.rows) for reason in inner.reasons
+        ]
+    return reasons
+
+
+def _unfinished_children(ledger: Ledger, row: int) -> tuple[list[int], bool]:
+    """What a run submitted and has not ended, what waits for no input first, and whether all was looked at."""
+    parent, table = ledger.parents.get(row), ledger.table
+    found: list[int] = []
+    left = INPUTS_LOOKED_AT
+    for run in () if parent is None else parent.children.values():
+        for child in range(run.start, run.start + min(run.count, left)):
+            if table.run_of[child] is run and table.state[child] in (WAITING, READY, GRANTED) and not run.is_join:
+                found.append(child)
+        left -= min(run.count, left)
+    found.sort(key=lambda child: table.state[child] == WAITING)
+    return found, left > 0
+
+
+def _end_of_waits(ledger: Ledger, row: int) -> int:
+    """Whom a task waits for in the end, by its inputs and by what it submitted: one that waits for none, or -1."""
+    table = ledger.table
+    for _ in range(LINKS_FOLLOWED):
+        parent = ledger.parents.get(row)
+        if table.state[row] == WAITING:
+            behind, _ = _missing_inputs(ledger, row)
+        elif table.state[row] == GRANTED and parent is not None and parent.suspended_at >= 0:
+            behind, _ = _unfinished_children(ledger, row)
+        else:
+            return row
+        if not behind:
+            return row
+        row = behind[0]
+    return -1
 
 
 def _running(run: Run, worker: WorkerRecord, where: dict[str, Any]) -> Reason:

@@ -19,7 +19,7 @@ from typing import Any
 from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane
-from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, moving_pays
+from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, is_kept_apart, moving_pays
 from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
 from cluster.scheduler.workers import GrantRecord, WorkerRecord
@@ -161,7 +161,7 @@ class Placement:
         """Whether a suspect would start there at once, and, once charged, be the only such one there."""
         if not worker.free_slots or worker.room_for(lane.restriction) == 0:
             return False
-        return not (lane.charged and any(grant.charged for grant in worker.grants.values()))
+        return not is_kept_apart(worker, lane)
 
     def _lanes_by_turn(self, worker: WorkerRecord, now: float) -> list[Lane]:
         """The lanes that a worker may take from: least served client first, then priority, depth and age."""

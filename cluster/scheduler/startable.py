@@ -10,7 +10,10 @@ A task is *startable* at a worker when none of these stands in its way (they are
 ``DRAINING``  the worker is about to end
 ``RESOURCES`` … so much of a resource is not free there now
 ``MOVING``    its inputs lie elsewhere, and moving them here would end later than a slot there is free
+``SUSPECT``   it is charged with the end of a worker, and another such task is granted there
 ``SLOT``      every slot of the worker is taken
+``PROCESS``   a slot is free, but all processes that the worker may have hold tasks that wait for tasks, and the
+              task is no child of a task that waits there
 ============= ==========================================================================================
 
 Where several tasks are startable, it is the client's turn with the least slot time by weight; of one client's tasks
@@ -23,7 +26,8 @@ from __future__ import annotations
 from enum import IntEnum
 
 from cluster.scheduler.ledger import Ledger
-from cluster.scheduler.ready import Restriction
+from cluster.scheduler.ready import Lane, Restriction
+from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import FINISHED, Table
 from cluster.scheduler.workers import WorkerRecord
 
@@ -34,8 +38,10 @@ __all__ = [
     "bytes_to_move",
     "expected_wait_seconds",
     "inputs_exist",
+    "is_kept_apart",
     "is_met",
     "moving_pays",
+    "runs_inside_parent",
     "shortfall",
     "worker_bar",
 ]
@@ -55,7 +61,9 @@ class Bar(IntEnum):
     DRAINING = 5
     RESOURCES = 6
     MOVING = 7
-    SLOT = 8
+    SUSPECT = 8
+    SLOT = 9
+    PROCESS = 10
 
 
 def inputs_exist(table: Table, row: int) -> bool:
@@ -106,14 +114,28 @@ def bar(ledger: Ledger, row: int, worker: WorkerRecord, wait_seconds: float) -> 
         return Bar.UNNEEDED
     if not inputs_exist(table, row):
         return Bar.INPUTS
-    lane = ledger.run(row).lane
-    assert lane is not None
+    lane = ledger.lane_of(row, ledger.run(row))
     barred = worker_bar(worker, lane.restriction)
     if barred is not None:
         return barred
     if not moving_pays(bytes_to_move(table, row, worker.index), wait_seconds):
         return Bar.MOVING
-    return None if worker.free_slots else Bar.SLOT
+    if is_kept_apart(worker, lane):
+        return Bar.SUSPECT
+    if worker.outstanding >= worker.slots:
+        return Bar.SLOT
+    return None if worker.free_slots or runs_inside_parent(ledger, row, worker) else Bar.PROCESS
+
+
+def is_kept_apart(worker: WorkerRecord, lane: Lane) -> bool:
+    """Whether tasks of this lane are charged with the end of a worker, and another such task is granted there."""
+    return isinstance(lane, SuspectLane) and lane.charged and any(grant.charged for grant in worker.grants.values())
+
+
+def runs_inside_parent(ledger: Ledger, row: int, worker: WorkerRecord) -> bool:
+    """Whether the task that submitted a row waits at the worker: the row needs no process of its own there."""
+    parent = ledger.parents.get(ledger.run(row).parent)
+    return parent is not None and parent.suspended_at == worker.index and row not in ledger.suspects
 
 
 # --------------------------------------------------------------------------- requests that nobody can meet

@@ -99,9 +99,6 @@ class PromiseWatch:
 
     def _may_run(self, row: int, worker: WorkerRecord) -> bool:
         ledger = self._world.scheduler.ledger
-        suspicion = ledger.suspects.get(row)
-        if suspicion is not None and suspicion.deaths and any(grant.charged for grant in worker.grants.values()):
-            return False  # two that may have ended a worker are not put together
         # Whether a slot is taken is seen in the processes: what is granted to a worker may be stuck behind another's.
         return bar(ledger, row, worker, 0.0) in (None, Bar.SLOT)
 

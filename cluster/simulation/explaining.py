@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cluster.scheduler import invariants
-from cluster.scheduler.explain import Explanation, Whereabouts, explain
+from cluster.scheduler.explain import Explanation, Reason, Whereabouts, explain
 from cluster.scheduler.startable import MOVE_FREELY_BYTES
 from cluster.scheduler.table import FAILED, FINISHED, FREE, GRANTED, READY, RELEASED, WAITING
 from cluster.worker.values import value_key
@@ -25,7 +25,11 @@ __all__ = ["ExplainWatch"]
 
 LONGEST_TEXT = 20_000
 # What a ready row's explanation is about, the further a worker is from being out of the question the later.
-READY_REASONS = ("no worker", "workers", "resources nowhere", "draining", "resources", "moving", "slot", "starting")
+READY_REASONS = (
+    "no worker", "workers", "resources nowhere", "draining", "resources", "moving", "suspects", "slot", "processes",
+    "starting",
+)  # fmt: skip
+UNFINISHED = (WAITING, READY, GRANTED)
 JUDGED_KINDS = ("exception", "died", "timeout", "cancelled", "unrunnable")
 
 
@@ -35,7 +39,8 @@ class ExplainWatch:
     def __init__(self, world: World) -> None:
         self._world = world
         self._random = world.random_of("explain")
-        self._rows: dict[int, int] = {}  # a spec's index -> its row
+        self._rows: dict[int, int] = {}  # the index of a spec of a client -> its row
+        self._about = ""  # the state, and the first thing, that the latest explanation is about
 
     def look(self) -> None:
         """Take a row and see, if this seed does that."""
@@ -47,14 +52,14 @@ class ExplainWatch:
         live = [row for row, code in enumerate(table.state) if code != FREE and not ledger.run(row).is_join]
         if not live:
             return
-        self._rows = {world.spec_of(row).index: row for row in live}
+        # A child runs again under another row each time its parent does; nothing takes a child as an input.
+        self._rows = {world.spec_of(row).index: row for row in live if not ledger.run(row).client.in_slot}
         row = self._random.choice(live)
-        if ledger.run(row).client.in_slot or world.spec_of(row).children:
-            return  # a child runs again under another row each time its parent does, which is not followed here
         fault = self._fault(row, table.state[row])
         if fault:
             raise AssertionError(f"explain: {fault}\n{invariants.story(ledger, row)}")
-        world.report.explained[table.state[row]] = world.report.explained.get(table.state[row], 0) + 1
+        explained = world.report.explained
+        explained[self._about] = explained.get(self._about, 0) + 1
 
     def _fault(self, row: int, state: int) -> str:
         """What is wrong in the explanation of a row; empty if nothing is."""
@@ -64,18 +69,20 @@ class ExplainWatch:
         if state == GRANTED:
             return self._granted(row, spec)
         explanation = explain(ledger, row, world.clock.now)
+        self._about = f"{explanation.state}: {explanation.reasons[0].what}"
         text = str(explanation.answer())
         if len(text) > LONGEST_TEXT:
             return f"it takes {len(text)} characters"
         names = {WAITING: "waiting", READY: "ready", FINISHED: "finished", RELEASED: "released"}
         if state != FAILED and explanation.state != names[state]:
             return f"it says {explanation.state}"
-        if state in (WAITING, READY) and spec.runs and not ledger.history.of(row, ledger.run(row).identity):
+        again = spec.runs and not ledger.run(row).client.in_slot
+        if state in (WAITING, READY) and again and not ledger.history.of(row, ledger.run(row).identity):
             return "it has run before, and the story tells nothing of that"
         if state == WAITING:
             return self._waiting(spec, explanation)
         if state == READY:
-            return self._ready(spec, explanation)
+            return self._ready(row, spec, explanation)
         if state == FINISHED:
             return self._finished(row, spec, explanation)
         return self._failed(row, spec, explanation) if state == FAILED else ""
@@ -90,9 +97,12 @@ class ExplainWatch:
 
     # ------------------------------------------------------------------ ready
 
-    def _ready(self, spec: Spec, explanation: Explanation) -> str:
+    def _ready(self, row: int, spec: Spec, explanation: Explanation) -> str:
         ledger = self._world.scheduler.ledger
-        reached = {self._reached(spec, worker) for worker in ledger.workers.values()}
+        fault = self._beside_ready(row, explanation)
+        if fault:
+            return fault
+        reached = {self._reached(row, spec, worker) for worker in ledger.workers.values()}
         certain = max((READY_REASONS.index(reason) for reason, sure in reached if sure), default=0)
         possible = {READY_REASONS.index(reason) for reason, sure in reached if not sure}
         if possible:
@@ -101,7 +111,39 @@ class ExplainWatch:
         told = explanation.reasons[0].what
         return "" if told in allowed else f"{told!r} instead of one of {sorted(allowed)}: {explanation.reasons[0].why}"
 
-    def _reached(self, spec: Spec, worker: WorkerRecord) -> tuple[str, bool]:
+    def _beside_ready(self, row: int, explanation: Explanation) -> str:
+        """What is wrong in what is said of a ready row beside the first thing."""
+        ledger = self._world.scheduler.ledger
+        told = {reason.what: reason for reason in explanation.reasons}
+        first = explanation.reasons[0]
+        if first.what in ("no worker", "starting", "unneeded"):
+            return ""
+        suspicion = ledger.suspects.get(row)
+        if ("suspect" in told) != (suspicion is not None):
+            return f"it is {'' if suspicion else 'no '}suspect, and told {sorted(told)}"
+        plan, deaths = self._world.plan, self._world.spec_of(row).worker_deaths
+        all_seen = not plan.mutes and not plan.stalls  # else a worker may be given up that has not ended
+        if suspicion is not None and all_seen and suspicion.deaths >= deaths:
+            return f"it is charged with {suspicion.deaths} ends of workers, and was at {deaths} that ended"
+        if first.what == "suspects":
+            charged = [other for other in first.rows if other in ledger.suspects and ledger.suspects[other].deaths]
+            if not charged or len(charged) != len(first.rows):
+                return f"not all of {first.rows} are charged with the end of a worker"
+        parent = ledger.run(row).parent
+        name = (ledger.table.attempt[parent], parent)
+        waits = parent >= 0 and any(name in worker.suspended for worker in ledger.workers.values())
+        if ("parent waits" in told) != (waits and suspicion is None):
+            return f"row {parent}, its parent, {'waits' if waits else 'does not wait'}, and it tells {sorted(told)}"
+        return self._parent(row, told["parent waits"].rows[0]) if "parent waits" in told else ""
+
+    def _parent(self, row: int, parent: int) -> str:
+        """What is wrong if that row is said to have submitted this one, and to wait."""
+        world = self._world
+        if world.spec_of(row).index not in world.spec_of(parent).children:
+            return f"row {parent} did not submit it"
+        return ""
+
+    def _reached(self, row: int, spec: Spec, worker: WorkerRecord) -> tuple[str, bool]:
         """How near a worker is to starting a task; False: unless what would have to be moved keeps it from that."""
         world = self._world
         ledger = world.scheduler.ledger
@@ -116,11 +158,11 @@ class ExplainWatch:
             return "workers", True
         if worker.draining:
             return "draining", True
-        here = [row for row, code in enumerate(table.state) if code == GRANTED and table.holder[row] == worker.index]
+        here = [each for each, code in enumerate(table.state) if code == GRANTED and table.holder[each] == worker.index]
         stopping = [grant.run.options.get("resources") or {} for grant in worker.stopping.values()]
         taken = sum(resources.get("gpu", 0.0) for resources in stopping)
-        for row in here:
-            theirs: Any = world.spec_of(row).options.get("resources") or {}
+        for other in here:
+            theirs: Any = world.spec_of(other).options.get("resources") or {}
             taken += theirs.get("gpu", 0.0)
         if asked and gpus - taken < asked["gpu"] - 1e-6:
             return "resources", True
@@ -129,8 +171,21 @@ class ExplainWatch:
             for index in spec.inputs
             if worker.index not in table.holders(self._rows[index])
         )
-        idle = len(here) + len(stopping) < slots
-        return "starting" if idle else "slot", elsewhere <= MOVE_FREELY_BYTES
+        return self._room(row, slots, worker, here, len(stopping)), elsewhere <= MOVE_FREELY_BYTES
+
+    def _room(self, row: int, slots: int, worker: WorkerRecord, here: list[int], stopping: int) -> str:
+        """What of slots and processes a ready row still lacks at a worker that else may run it."""
+        suspects = self._world.scheduler.ledger.suspects
+        suspicion = suspects.get(row)
+        charged = any(other in suspects and suspects[other].deaths for other in here)
+        if charged and suspicion is not None and suspicion.deaths:
+            return "suspects"
+        runs = len(here) + stopping - len(worker.suspended)
+        if runs >= slots:
+            return "slot"
+        parent = self._world.scheduler.ledger.run(row).parent
+        is_child = suspicion is None and parent in here and any(parent == other for _, other in worker.suspended)
+        return "starting" if is_child or runs < worker.room else "processes"
 
     # ------------------------------------------------------------------ granted
 
@@ -143,13 +198,14 @@ class ExplainWatch:
             return ""  # the scheduler does not know that yet
         found = agent.machine.whereabouts.find(attempt, row)
         explanation = explain(ledger, row, world.clock.now, Whereabouts(row, attempt, found))
+        self._about = f"{explanation.state}: {explanation.reasons[0].what}"
         states = {"fetching": "fetching", "queued": "queued", "gone": "granted", "waits": "running"}
         expected = states.get(found["where"]) or ("queued" if found["ahead"] else "running")
         if explanation.state != expected:
             return f"it says {explanation.state}, and {worker.name} says {found}"
         # A run that was to stop may go on for a while beside the one that counts.
         stopped = any(spec.active and old == row for other in ledger.workers.values() for _, old in other.stopping)
-        running = [slot for slot in agent.slots.values() if slot.running is spec and not slot.unread]
+        running = [slot for slot in agent.slots.values() if slot.name == (attempt, row) and not slot.unread]
         if found["where"] != "slot" and running and not stopped:
             return f"it runs in slot {running[0].index} of {worker.name}, which says {found}"
         lacking = agent.machine.supply._waiting.values()
@@ -158,9 +214,12 @@ class ExplainWatch:
             return f"it {'waits' if waits else 'does not wait'} for inputs at {worker.name}, which says {found}"
         if found["where"] == "waits" and found["slot"] in agent.slots:
             slot = agent.slots[found["slot"]]
-            if not slot.dead and not slot.unread and all(frame.spec is not spec for frame in slot.stack):
+            frame = next((frame for frame in slot.stack if frame.name == (attempt, row)), None)
+            if not slot.dead and not slot.unread and frame is None:
                 return f"it does not wait in slot {slot.index}, as {worker.name} says"
-            return ""
+            if frame is not None and found["woken"]:
+                return "" if frame.woken else "it is said to go on, and what it waits for has not come"
+            return self._waits(row, explanation.reasons[0])
         if found["where"] == "slot" and found["slot"] in agent.slots:
             return self._in_slot(spec, agent.slots[found["slot"]], found["ahead"])
         if found["where"] == "fetching":
@@ -174,6 +233,20 @@ class ExplainWatch:
             if queued[found["ahead"]] != (attempt, row):
                 return f"it is not at place {found['ahead']} of {queued}"
         return ""
+
+    def _waits(self, row: int, told: Reason) -> str:
+        """What is wrong in what a run that waits is said to wait for."""
+        ledger = self._world.scheduler.ledger
+        table = ledger.table
+        unfinished = {
+            child
+            for child, code in enumerate(table.state)
+            if code in UNFINISHED and not ledger.run(child).is_join and ledger.run(child).parent == row
+        }
+        if told.what != "waits for tasks" or set(told.rows) != unfinished:
+            return f"{told} instead of a wait for {sorted(unfinished)}"
+        faults = [self._parent(child, row) for child in sorted(unfinished)]
+        return next((fault for fault in faults if fault), "")
 
     def _in_slot(self, spec: Spec, slot: SlotProcess, ahead: int) -> str:
         if slot.dead or slot.unread:

@@ -60,7 +60,7 @@ class Report:
     values_compared: int = 0
     fingerprint: int = 0  # of all that was decided, if it was recorded
     faults: dict[str, int] = field(default_factory=dict)
-    explained: dict[int, int] = field(default_factory=dict)  # rows that were explained rightly, by their state
+    explained: dict[str, int] = field(default_factory=dict)  # explanations found right, by state and first reason
 
 
 class World:

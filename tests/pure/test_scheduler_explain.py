@@ -8,6 +8,7 @@ from cluster.ids import task_key
 from cluster.scheduler import inquiries
 from cluster.scheduler.history import EVENTS_KEPT, History
 from cluster.scheduler.machine import Settings
+from cluster.scheduler.table import READY
 from cluster.wire import messages
 from tests.pure.dialogue import EPOCH, ClientSide, Dialogue, WorkerSide
 
@@ -148,6 +149,75 @@ def test_a_granted_task_is_where_its_agent_says(dialogue: Dialogue) -> None:
     client.say(messages.Alias(90, []))
     worker.done(grant)
     worker.freed()
+
+
+def suspended(worker: WorkerSide, change: int, task: messages.Grant) -> None:
+    worker.say(messages.Suspended(EPOCH, change, task.runs[0], task.attempt))
+
+
+def test_a_parent_that_waits_names_what_it_waits_for_and_what_that_waits_for(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    number = client.submit(function="parent")
+    parent = worker.grant()
+    inner = dialogue.client("inner")
+    inner.say(messages.LivesInSlot())
+    inner.submit(7, function="child", parent=[parent.attempt, parent.runs[0]])
+    suspended(worker, 1, parent)
+    child = worker.grant()
+    assert child.runs[1] == 1
+    waits = {"where": "waits", "slot": 0, "woken": False}
+    (what, why), (deeper, where) = lines(ask_through(client, worker, number, waits))
+    assert what == "waits for tasks" and "7 tasks have not ended: child-696e6e65-0[0] (at worker worker), " in why
+    assert "child-696e6e65-0[1] (ready)" in why and why.endswith(" and 2 more")
+    assert deeper == "granted of child-696e6e65-0[0]" and "worker worker" in where
+    suspended(worker, 2, child)  # it waits for tasks of others
+    grandchild = worker.grant()
+    answer = ask_through(client, worker, number, waits)
+    assert "child-696e6e65-0[0] (waits for tasks at worker worker)" in lines(answer)[0][1]
+    told = lines(ask(inner, 3))
+    assert told[0] == ("slot", "the slot of worker worker is taken, and no other may run it now")
+    assert told[1][0] == "parent waits" and "parent-636c6965-0" in told[1][1]
+    woken = ask_through(client, worker, number, {"where": "waits", "slot": 0, "woken": True})
+    assert lines(woken)[0][0] == "goes on"
+    worker.done(grandchild)
+    inner.hear(messages.Finished)
+    worker.inbox.clear()
+
+
+def test_a_task_without_a_process_is_told_who_has_them(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    client.submit(function="parent")
+    suspended(worker, 1, worker.grant())
+    worker.say(messages.Room(EPOCH, 2, 0))
+    number = client.submit(function="other")
+    ((what, why),) = lines(ask(client, number))
+    assert what == "processes" and "worker worker has no process for it" in why
+    worker.hears_nothing()
+
+
+def test_a_suspect_is_told_of_what_and_what_keeps_it_from_a_worker(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    client.submit(1, function="one")
+    client.submit(1, function="two")
+    for name in ("first", "second"):
+        lost = dialogue.worker(name, slots=2)
+        lost.grant(), lost.grant()
+        lost.disconnect()
+    assert lines(ask(client, 0))[0][0] == "no worker"
+    worker = dialogue.worker("third", slots=2)
+    worker.grant()
+    rows = {number: dialogue.ledger.client_of_peer[client.peer].row(number) for number in (0, 1)}
+    waits = next(number for number, row in rows.items() if dialogue.ledger.table.state[row] == READY)
+    (what, why), (also, charge), *_ = lines(ask(client, waits))
+    assert what == "suspects" and "as there is one at worker third" in why
+    assert also == "suspect" and "its worker ended once while it ran (worker second)" in charge
+    marked = client.submit(function="three")
+    worker.grant()
+    worker.hears_nothing()
+    worker.disconnect()
+    fourth = dialogue.worker("fourth")
+    fourth.grant()
+    assert "it was at a worker when that ended" in dict(lines(ask(client, marked)))["suspect"]
 
 
 def test_an_agent_that_is_silent_delays_the_answer_by_a_few_seconds_only(dialogue: Dialogue) -> None:

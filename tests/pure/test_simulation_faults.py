@@ -30,6 +30,7 @@ from cluster.simulation.plan import Plan, draw_plan
 from cluster.simulation.workloads import Shape
 from cluster.simulation.world import simulate
 from cluster.wire import messages
+from cluster.worker import nesting
 from cluster.worker.ledger import Ledger as AgentLedger
 from cluster.worker.nesting import Nesting
 from cluster.worker.queue import Assignment, ReadyQueue
@@ -89,6 +90,17 @@ def deadly_plan(seed: int) -> Plan:
 def explaining_plan(seed: int) -> Plan:
     """Rows explained after every event, and clients that ask."""
     return replace(busy_plan(seed), explains=1.0, asks=0.2)
+
+
+def explaining_nested_plan(seed: int) -> Plan:
+    """As nested, with rows explained after every event, and more tasks that wait at once."""
+    return replace(nested_plan(seed), explains=0.3, graph_size=12, actions=4, check_every=50)
+
+
+def explaining_deadly_plan(seed: int) -> Plan:
+    """Tasks that take their workers down, and rows explained after every event."""
+    plan = busy_plan(seed)
+    return replace(plan, explains=1.0, agent_crashes=5.0, shape=replace(plan.shape, ending_workers=0.2))
 
 
 def asking_plan(seed: int) -> Plan:
@@ -301,6 +313,25 @@ def shares_without_weights(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ClientRecord, "weight", property(lambda self: 1.0, lambda self, weight: None), raising=False)
 
 
+def explains_a_wait_without_its_first_child(patch: pytest.MonkeyPatch) -> None:
+    original = explain._unfinished_children
+
+    def unfinished_children(ledger: Ledger, row: int) -> tuple[list[int], bool]:
+        found, all_seen = original(ledger, row)
+        return found[1:], all_seen
+
+    patch.setattr(explain, "_unfinished_children", unfinished_children)
+
+
+def takes_any_task_for_a_child_of_who_waits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(nesting, "FURTHER_PROCESSES_A_SLOT", 1)
+    patch.setattr(startable, "runs_inside_parent", lambda ledger, row, worker: True)
+
+
+def sees_nobody_charged_with_the_end_of_a_worker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(startable, "is_kept_apart", lambda worker, lane: False)
+
+
 # ------------------------------------------------------------------ the agent and the session
 
 
@@ -423,6 +454,9 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (shares_without_weights, lambda seed: UNEQUAL_RIVALS),
     (agent_counts_places_by_sequence, explaining_plan),
     (agent_takes_what_waits_for_inputs_for_queued, explaining_plan),
+    (explains_a_wait_without_its_first_child, explaining_nested_plan),
+    (takes_any_task_for_a_child_of_who_waits, explaining_nested_plan),
+    (sees_nobody_charged_with_the_end_of_a_worker, explaining_deadly_plan),
 ]
 
 
