@@ -34,6 +34,10 @@ class Coordination(ClientCore):
         self._withdrawn: deque[tuple[int, int]] = deque()  # requests, and those that withdrew them
         super().__init__(*arguments, **options)
 
+    def _holding_task(self) -> tuple[int, int] | None:
+        """The task, as (attempt, row), with which what is acquired now ends; None: it is the client's."""
+        return None
+
     # ------------------------------------------------------------------ datasets
 
     def publish_dataset(self, *, override: bool = False, **datasets: Any) -> None:

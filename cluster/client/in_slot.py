@@ -136,6 +136,9 @@ class SlotClient(Client):
         with self._driver.guard():
             self._session.hand_over(*task, numbers)
 
+    def _holding_task(self) -> tuple[int, int] | None:
+        return self._session.parent_of()
+
     def _number_of(self, name: tuple[bytes, int]) -> int:
         future = self._bound.get(name)
         return future.number if future is not None else name[1] if name[0] == self.id else -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from cluster.client.coordination import ITEM_LIMIT_BYTES, Coordination
 from cluster.client.core import ClientCore, current_client
@@ -56,6 +56,13 @@ class Named:
         return f"<{type(self).__name__} {self.name}>"
 
 
+class _Held(NamedTuple):
+    """One acquisition, and the run of the task that made it, if a task did."""
+
+    fence: int
+    task: tuple[int, int] | None
+
+
 class Leased(Named):
     """What can be held, so many times at a time."""
 
@@ -69,7 +76,7 @@ class Leased(Named):
             raise ValueError(f"lease_seconds must be at least 0, not {lease_seconds!r}")
         self.max_leases = max_leases
         self.lease_seconds = float(lease_seconds)
-        self._fences: list[int] = []
+        self._held: list[_Held] = []
 
     @property
     def fence(self) -> int | None:
@@ -77,7 +84,8 @@ class Leased(Named):
 
         A store that refuses a smaller number than it has seen is safe from a holder that lost its lease unawares.
         """
-        return self._fences[-1] if self._fences else None
+        held = self._still_held()
+        return held[-1].fence if held else None
 
     def release(self) -> None:
         """Give back the oldest acquisition made through this object.
@@ -87,21 +95,30 @@ class Leased(Named):
         self._do(self._release())
 
     def _acquire(self, timeout: float | None) -> Operation[bool]:
-        fence = yield from self._ask("acquire", self.max_leases, self.lease_seconds, timeout=timeout)
+        task = self._coordination()._holding_task()
+        holder = (-1, -1) if task is None else task
+        fence = yield from self._ask("acquire", self.max_leases, self.lease_seconds, *holder, timeout=timeout)
         if fence is not None:
-            self._fences.append(fence)
+            self._held.append(_Held(fence, task))
         return fence is not None
 
+    def _still_held(self) -> list[_Held]:
+        """The acquisitions, without those that ended with a task which has run in this process before."""
+        if self._held:
+            task = self._coordination()._holding_task()
+            self._held = [held for held in self._held if held.task is None or held.task == task]
+        return self._held
+
     def _release(self) -> Operation[None]:
-        if not self._fences:
+        if not self._still_held():
             raise RuntimeError(f"{self!r} was not acquired")
-        fence = self._fences.pop(0)
+        held = self._held.pop(0)
         try:
-            yield from self._ask("release", fence)
+            yield from self._ask("release", held.fence)
         except Exception:
             raise
         except BaseException:
-            self._fences.insert(0, fence)  # interrupted, perhaps before the scheduler was told
+            self._held.insert(0, held)  # interrupted, perhaps before the scheduler was told
             raise
 
     def __enter__(self) -> Self:
@@ -114,7 +131,7 @@ class Leased(Named):
         self.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fences": []}
+        return {**super().__getstate__(), "_held": []}
 
 
 class Lock(Leased):
@@ -122,7 +139,9 @@ class Lock(Leased):
 
     The holder keeps it as long as its connection to the scheduler stands, whatever it is busy with. It is free again at
     once when the holder's client is closed, and `lease_seconds` after its connection was lost (or when the client's
-    grace ends, 60 s, if that comes first).
+    grace ends, 60 s, if that comes first). What a task acquires is released when the task ends, in whatever way; a task
+    that is cancelled loses it as soon as that is decided, and may run on for a second: see `fence`. An actor keeps what
+    it acquires over its calls.
 
     >>> from cluster import Client, LocalCluster, Lock
     >>> with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:

@@ -13,7 +13,9 @@ whatever the lock protects can refuse a holder that has lost it. A holder keeps 
 stands: what is alive cannot lose a lock because it computes, is stopped in a debugger, or holds the interpreter's lock
 for an hour. (A host that vanished is noticed by the connection after 25 s.) When the connection is lost, the lease
 ends `lease_seconds` later, or with the client's grace if that is shorter, or at once if the client has said goodbye; a
-client that comes back before keeps it. Who waits in a line when its connection is lost loses its place.
+client that comes back before keeps it. Who waits in a line when its connection is lost loses its place. What a task
+acquired ends with that run of the task, at the latest, in whatever way the run ends. (One that was told to stop has
+ended for the scheduler, though it may go on for a second.)
 
 **What stays.** Events, queues, variables, counters and datasets belong to nobody: they outlive the clients that made
 them, and the futures inside are held as long. Nothing here survives the scheduler, except that fences go on rising.
@@ -32,6 +34,7 @@ from cluster.scheduler.kept_values import OVERHEAD_BYTES, KeptValues, Refusal
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.named_objects import KINDS, NOT_NOW, Dataset, Lease, Named, Party, Request, checked_arguments
+from cluster.scheduler.nesting import Parent
 from cluster.scheduler.questions import Questions
 
 __all__ = ["Coordination"]
@@ -63,6 +66,8 @@ class Coordination:
         self._timers: list[tuple[float, int, TimerOwner]] = []
         self._timers_set = 0
         self._timers_limit = IDLE_TIMERS_LIMIT
+        self._nesting = lifecycle.nesting
+        self._nesting.on_end.append(self._run_ended)
         questions.register("coordinate", self._asked)
         questions.register("coordinate_withdraw", self._withdrawn)
         questions.register("coordinate_settle", self._settled)
@@ -94,6 +99,10 @@ class Coordination:
             self.questions.answer(client, number, error=str(refusal))
             return
         request = party.requests[number] = Request(party, number, target, action, arguments)
+        if action == "acquire" and not self._bind_to_run(request):
+            self._end(request, f"the task that asked for {name!r} has ended")
+            self._advance(target)
+            return
         self._begin(now, request, math.inf if seconds is None else seconds)
         self._advance(target)
 
@@ -116,6 +125,37 @@ class Coordination:
             if seconds < math.inf:
                 request.deadline = now + seconds
                 self._set_timer(request.deadline, request)
+
+    def _bind_to_run(self, request: Request) -> bool:
+        """See whether a task asks for a lease: that ends with the task then. False if the task has ended by now.
+
+        What an actor acquires is its own beyond the call, and ends with its process.
+        """
+        attempt, row = request.arguments[2:]
+        if attempt < 0:
+            return True
+        holder = self._nesting.acquires(attempt, row)
+        if holder is None:
+            return False
+        run = self.ledger.run(row)
+        if not run.makes_actor and not run.calls_actor:
+            request.holder = holder
+            holder.acquiring[request] = None
+        return True
+
+    def _run_ended(self, holder: Parent) -> None:
+        """A task has ended: it holds no lock any more, and asks for none."""
+        waiting_first = sorted(holder.acquiring, key=lambda request: request.outcome is not None)
+        for request in waiting_first:
+            lease = request.lease
+            if request.outcome is None:
+                self._leave_line(request)
+                self._end(request, f"the task that asked for {request.target.name!r} has ended")
+            elif lease is not None and lease.fence in lease.leases.taken:
+                lease.leases.end(lease)
+                # A request that comes again, because its answer was lost, must not be told of the lease.
+                request.outcome = (f"the task that asked for {request.target.name!r} has ended", None)
+            self._advance(request.target)
 
     def _party(self, client: ClientRecord, floor: int, number: int) -> Party:
         party = self.parties.get(client.identity)
@@ -164,6 +204,8 @@ class Coordination:
             request.brought = None
         request.arguments = []
         request.outcome = (error, result)
+        if request.holder is not None and request.lease is None:
+            request.holder.acquiring.pop(request, None)
         self._say(request)
 
     def _say(self, request: Request) -> None:
@@ -293,6 +335,8 @@ class Coordination:
         for request in waiting:
             self._leave_line(request)
             request.deadline = None
+            if request.holder is not None:
+                request.holder.acquiring.pop(request, None)
             if request.brought is not None:
                 self.values.let_go(request.brought)
                 request.brought = None

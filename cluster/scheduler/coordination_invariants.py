@@ -42,13 +42,23 @@ def check_coordination(coordination: Coordination) -> None:
             _expect(leases.get(fence) is lease.leases, f"client {party.client.name} has lease {fence} of nothing")
             if not party.client.connected:
                 _expect((lease.lapses_at, id(lease)) in timers, f"the lease {fence} of a lost client would never end")
+        for lease in party.leases.values():
+            _expect(_is_bound(coordination, lease.request), f"the lease {lease.fence} would outlive its task")
         for request in party.requests.values():
             if request.outcome is None:
                 _expect(party.client.connected, f"client {party.client.name} is lost, and waits")
                 _expect(id(request) in waiting, f"request {request.number} of {party.client.name} was forgotten")
                 timed = request.deadline is None or (request.deadline, id(request)) in timers
                 _expect(timed, f"request {request.number} of {party.client.name} would never time out")
+                bound = _is_bound(coordination, request)
+                _expect(bound, f"request {request.number} of {party.client.name} would wait longer than its task runs")
     _check_values(coordination)
+
+
+def _is_bound(coordination: Coordination, request: Request) -> bool:
+    """Whether the run that asked, if one did, goes on, and will end what it asked for."""
+    holder = request.holder
+    return holder is None or (request in holder.acquiring and holder in coordination.ledger.parents.values())
 
 
 def _check_heads(target: Named) -> None:

@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 from cluster.errors import ProtocolError
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.kept_values import KeptValue, KeptValues, Refusal
+from cluster.scheduler.nesting import Parent
 
 __all__ = ["KINDS", "NOT_NOW", "Dataset", "Lease", "Named", "Party", "Request", "checked_arguments"]
 
@@ -77,7 +78,10 @@ class Lease:
 class Request:
     """One request of a client, from its arrival until the client says that it has taken the answer in."""
 
-    __slots__ = ("action", "arguments", "brought", "deadline", "lease", "number", "outcome", "party", "taken", "target")
+    __slots__ = (
+        "action", "arguments", "brought", "deadline", "holder", "lease", "number", "outcome", "party", "taken",
+        "target",
+    )  # fmt: skip
 
     def __init__(self, party: Party, number: int, target: Named, action: str, arguments: list[Any]) -> None:
         self.party = party
@@ -90,6 +94,7 @@ class Request:
         self.brought: KeptValue | None = None  # what it is to put, as long as it has not been put
         self.taken: list[KeptValue] = []  # what the answer carries
         self.lease: Lease | None = None
+        self.holder: Parent | None = None  # the run of a task that asks for a lease, which ends with it
 
 
 Line = OrderedDict[Request, None]
@@ -180,7 +185,7 @@ class Leases(Named):
         if lease is None or lease.party is not request.party:
             raise Refusal(
                 f"{self.name!r} is not held by this client under fence {fence}: it was released before, or its lease "
-                "ended while the connection was lost"
+                "ended with the task that had acquired it, or while the connection was lost"
             )
         self.end(lease)
 
@@ -192,6 +197,8 @@ class Leases(Named):
         """A lease is over."""
         del self.taken[lease.fence]
         del lease.party.leases[lease.fence]
+        if lease.request.holder is not None:
+            lease.request.holder.acquiring.pop(lease.request, None)
 
     def take_back(self, request: Request) -> None:
         """End the lease that nobody knows of."""
@@ -200,7 +207,7 @@ class Leases(Named):
             self.end(lease)
 
     actions: ClassVar[Actions] = {
-        "acquire": (_acquire, (int, float)),
+        "acquire": (_acquire, (int, float, int, int)),
         "release": (_release, (int,)),
         "look": (_look, ()),
     }

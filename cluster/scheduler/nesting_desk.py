@@ -45,6 +45,7 @@ class NestingDesk:
         self._ledger = ledger
         self._unhold = unhold
         self._look_whether_needed = look_whether_needed
+        self.on_end: list[Callable[[Parent], None]] = []  # told of what else a run had that has ended
 
     # ------------------------------------------------------------------ children
 
@@ -83,6 +84,13 @@ class NestingDesk:
             self._abandon_run(run)
         for inside in parent.handed_over:
             self._unhold(inside)
+        if parent.acquiring:
+            for tell in self.on_end:
+                tell(parent)
+
+    def acquires(self, attempt: int, row: int) -> Parent | None:
+        """What is known of a run that asks for a lock, which ends with it; None if it has ended by now."""
+        return self._parent(row) if self._runs(attempt, row) else None
 
     def forget(self, run: Run) -> None:
         """The last row of a run was freed."""

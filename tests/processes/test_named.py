@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import threading
@@ -127,6 +128,42 @@ def test_the_lock_of_a_killed_client_goes_to_the_next_with_a_larger_fence(
                 waiting.send(True)
         assert lock.fence is not None
         assert lock.fence > fence
+
+
+_OF_THE_PROCESS = Lock("door")  # in a slot, one object for all tasks that name it
+
+
+def keep_the_door(how: str) -> int:
+    """Acquire, do not release, and end."""
+    lock = _OF_THE_PROCESS if how == "shared" else Lock("door")
+    assert lock.acquire(timeout=60)
+    if how == "die":
+        os._exit(3)
+    assert how != "raise"
+    assert lock.fence is not None
+    return lock.fence
+
+
+def use_the_door() -> int | None:
+    """Acquire and release by the object that a task before this one has left acquired."""
+    before = _OF_THE_PROCESS.fence
+    with _OF_THE_PROCESS:
+        pass
+    return before
+
+
+def test_what_a_task_acquired_is_released_when_it_ends_and_not_when_its_process_does(client: Client) -> None:
+    lock, fence = Lock("door", client), 0
+    for how in ("return", "raise", "die", "shared"):
+        ended = client.submit(keep_the_door, how)
+        error = ended.exception(60)
+        assert (error is None) == (how in ("return", "shared")), error
+        assert lock.acquire(timeout=60), f"the task that was to {how} keeps it"
+        assert lock.fence is not None
+        assert lock.fence > fence
+        fence = lock.fence
+        lock.release()
+    assert [client.submit(use_the_door).result(60) for _ in range(4)] == [None] * 4
 
 
 def test_who_is_interrupted_while_it_waits_has_left_the_line(client: Client, other: Client) -> None:

@@ -79,7 +79,7 @@ Askers = tuple[Asker, Asker, Asker]
 
 
 def acquire(asker: Asker, seconds: float | None = None, *, most: int = 1, lease: float = 30.0) -> int:
-    return asker.ask("lease", "door", "acquire", most, lease, seconds=seconds)
+    return asker.ask("lease", "door", "acquire", most, lease, -1, -1, seconds=seconds)
 
 
 def objects(dialogue: Dialogue) -> list[tuple[str, str]]:
@@ -138,8 +138,8 @@ def test_a_semaphore_has_so_many_leases_and_all_must_agree_on_how_many(askers: A
     ben.got(acquire(ben, most=2))
     waiting = acquire(carla, most=2)
     carla.waits()
-    assert "2 leases at most" in anna.refused("lease", "door", "acquire", 3, 30.0)
-    assert "1 lease or more" in anna.refused("lease", "gate", "acquire", 0, 30.0)
+    assert "2 leases at most" in anna.refused("lease", "door", "acquire", 3, 30.0, -1, -1)
+    assert "1 lease or more" in anna.refused("lease", "gate", "acquire", 0, 30.0, -1, -1)
     anna.gets("lease", "door", "release", fence)
     carla.got(waiting)
     assert anna.gets("lease", "door", "look") == [2, ["ben", "carla"]]
@@ -155,7 +155,7 @@ def test_only_the_holder_releases_and_only_once(askers: Askers) -> None:
 
 def test_what_comes_twice_or_late_is_done_once(dialogue: Dialogue, askers: Askers) -> None:
     anna, ben, _ = askers
-    once = messages.Query(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0]])
+    once = messages.Query(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0, -1, -1]])
     anna.client.say(once)
     fence = anna.got(1)
     anna.client.say(once)
@@ -164,7 +164,7 @@ def test_what_comes_twice_or_late_is_done_once(dialogue: Dialogue, askers: Asker
     anna.client.say(add)
     anna.client.say(add)
     assert (anna.got(2), anna.got(2)) == (5, 5)
-    waiting = messages.Query(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0]])
+    waiting = messages.Query(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0, -1, -1]])
     ben.requests = 1
     ben.client.say(waiting)
     ben.client.say(waiting)
@@ -213,7 +213,7 @@ def test_who_did_not_hear_of_its_lease_before_it_ended_is_told_so(dialogue: Dial
     dialogue.wait(4.0)
     assert ben.got(acquire(ben))
     anna.client = ClientSide(dialogue, "anna")
-    anna.say(unheard, "coordinate", [-1, "lease", "door", "acquire", None, [1, 3.0]])
+    anna.say(unheard, "coordinate", [-1, "lease", "door", "acquire", None, [1, 3.0, -1, -1]])
     assert "ended while the connection was lost" in anna.answer(unheard).error
 
 
@@ -241,7 +241,7 @@ def test_who_waits_when_its_connection_is_lost_is_passed_over(dialogue: Dialogue
     anna.gets("lease", "door", "release", fence)
     carla.got(waiting)
     ben.client = ClientSide(dialogue, "ben")
-    ben.say(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0]])
+    ben.say(1, "coordinate", [-1, "lease", "door", "acquire", None, [1, 30.0, -1, -1]])
     ben.waits()  # it stands in line again
 
 
@@ -454,8 +454,8 @@ def test_requests_and_leases_of_a_client_are_bounded(askers: Askers, monkeypatch
     anna = askers[0]
     monkeypatch.setattr(coordination, "OPEN_REQUESTS_LIMIT", 2)
     monkeypatch.setattr(coordination, "LEASES_LIMIT", 1)
-    anna.gets("lease", "door", "acquire", 1, 1.0)
-    assert "1 leases at a time" in anna.refused("lease", "gate", "acquire", 1, 1.0)
+    anna.gets("lease", "door", "acquire", 1, 1.0, -1, -1)
+    assert "1 leases at a time" in anna.refused("lease", "gate", "acquire", 1, 1.0, -1, -1)
     for _ in range(2):
         anna.ask("event", "go", "wait")
     assert "at a time" in anna.refused("event", "go", "wait")
@@ -474,8 +474,8 @@ NONSENSE: Sequence[tuple[str, Any]] = [
     ("coordinate", None),
     ("coordinate", [-1, "sundial", "x", "look", None, []]),
     ("coordinate", [-1, "lease", "x", "steal", None, []]),
-    ("coordinate", [-1, "lease", "x", "acquire", None, ["many", 1.0]]),
-    ("coordinate", [-1, "lease", "x", "acquire", "long", [1, 1.0]]),
+    ("coordinate", [-1, "lease", "x", "acquire", None, ["many", 1.0, -1, -1]]),
+    ("coordinate", [-1, "lease", "x", "acquire", "long", [1, 1.0, -1, -1]]),
     ("coordinate", [-1, "queue", "x", "put", None, [0, b"", ["me"]]]),
     ("coordinate_settle", "all"),
     ("coordinate_withdraw", 3),
@@ -487,3 +487,68 @@ def test_nonsense_is_refused_and_changes_nothing(dialogue: Dialogue, askers: Ask
     with pytest.raises(ProtocolError):
         askers[0].say(1, what, detail)
     assert askers[1].gets("counter", "n", "add", 1) == 1
+
+
+# --------------------------------------------------------------------------- what tasks acquire
+
+
+def in_task(asker: Asker, task: messages.Grant, most: int = 1) -> int:
+    """Acquire in the only task of a grant."""
+    return asker.ask("lease", "door", "acquire", most, 30.0, task.attempt, task.runs[0])
+
+
+@pytest.mark.parametrize("end", ["done", "raised", "worker lost", "cancelled"])
+def test_what_a_task_acquired_goes_to_the_next_when_the_task_ends_in_whatever_way(
+    dialogue: Dialogue, askers: Askers, end: str
+) -> None:
+    inside, inside_too, waiting = askers
+    worker, submitter = dialogue.worker(slots=2), dialogue.client("submitter")
+    number = submitter.submit(retries=0)
+    task = worker.grant()
+    fence = inside.got(in_task(inside, task))
+    second = in_task(inside, task)  # another thread of the task, which waits for what the task holds
+    patient = acquire(waiting)
+    if end == "done":
+        worker.done(task)
+        submitter.finished()
+    elif end == "raised":
+        worker.run_failed(task)
+        submitter.failed(number)
+    elif end == "cancelled":
+        submitter.cancel(number)
+        worker.hear(messages.Stop)
+        submitter.failed(number)
+    else:
+        worker.disconnect()
+    assert "has ended" in inside.answer(second).error
+    assert waiting.got(patient) > fence
+    assert inside.refused("lease", "door", "release", fence)
+    assert "has ended" in inside.answer(in_task(inside, task)).error
+    inside_too.waits()
+
+
+def test_a_task_that_releases_keeps_nothing_and_a_clients_lease_outlives_every_task(
+    dialogue: Dialogue, askers: Askers
+) -> None:
+    inside, outside, _ = askers
+    worker, submitter = dialogue.worker(), dialogue.client("submitter")
+    submitter.submit()
+    task = worker.grant()
+    inside.gets("lease", "door", "release", inside.got(in_task(inside, task)))
+    mine = outside.got(acquire(outside))
+    worker.done(task)
+    submitter.finished()
+    assert inside.gets("lease", "door", "look") == [1, ["ben"]]
+    outside.gets("lease", "door", "release", mine)
+    assert objects(dialogue) == []
+
+
+def test_an_actor_keeps_what_it_acquires_over_its_calls(dialogue: Dialogue, askers: Askers) -> None:
+    inside, *_ = askers
+    worker, submitter = dialogue.worker(), dialogue.client("submitter")
+    submitter.submit(actor=True)
+    creation = worker.grant()
+    inside.got(in_task(inside, creation))
+    worker.done(creation)
+    submitter.finished()
+    assert inside.gets("lease", "door", "look") == [1, ["anna"]]

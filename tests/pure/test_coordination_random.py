@@ -73,7 +73,7 @@ class Oracle:
         name = self.random.choice(list(MOST))
         seconds = self.random.choice([0, 0.5, 2.0, None])
         player.largest_seen[player.requests + 1] = self.largest_fence
-        player.ask("lease", name, "acquire", MOST[name], LEASE_SECONDS, seconds=seconds)
+        player.ask("lease", name, "acquire", MOST[name], LEASE_SECONDS, -1, -1, seconds=seconds)
 
     def release(self, player: Player) -> None:
         if player.held:
