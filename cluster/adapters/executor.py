@@ -15,12 +15,15 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pickle import PicklingError
 from typing import Any, TypeVar
 
 from cluster.client.client import Client
 from cluster.client.future import Future as Task
 from cluster.daemon import in_slot
+from cluster.errors import SerializationError, TaskDied
 from cluster.session.watch import Watch
 
 __all__ = ["ClusterExecutor", "ClusterFuture"]
@@ -48,7 +51,6 @@ class ClusterFuture(Future[T]):
         """Stop the task, queued or running; False if it has ended already. Callbacks run before this returns."""
         if not super().cancel():
             return False
-        self._tell_of_cancellation()
         self._executor._cancelled(self)
         return True
 
@@ -78,20 +80,13 @@ class ClusterFuture(Future[T]):
             del self
 
     def _begin_to_settle(self) -> bool:
-        """From now on it cannot be cancelled; False if it was."""
-        with self._condition:
-            return self._state == "PENDING" and self.set_running_or_notify_cancel()
+        """From now on it cannot be cancelled; False if it was, which `wait` and `as_completed` then see."""
+        return self.set_running_or_notify_cancel()
 
     def _cancel_here(self) -> None:
         """Its task was cancelled, by whomever."""
-        if super().cancel():
-            self._tell_of_cancellation()
-
-    def _tell_of_cancellation(self) -> None:
-        """Have `wait` and `as_completed` know; of several threads that cancel, one does it."""
-        with self._condition:
-            if self._state == "CANCELLED":
-                self.set_running_or_notify_cancel()
+        super().cancel()
+        self.set_running_or_notify_cancel()
 
     def _invoke_callbacks(self) -> None:
         """The standard library calls this where the future is settled: in the collector, users' code must not run."""
@@ -150,9 +145,10 @@ class ClusterExecutor(Executor):
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> ClusterFuture[T]:
         """Run `fn(*args, **kwargs)` on the cluster and return its future at once.
 
-        What cannot be pickled fails the future, with SerializationError. Futures of the client among the arguments are
-        awaited and replaced by their values. Raises RuntimeError after `shutdown`, ConnectionLost when the client has
-        lost its connection or was closed.
+        What cannot be pickled fails the future, with a SerializationError that is a PicklingError too; so does a call
+        that ends its process, with a TaskDied that is a BrokenProcessPool too, though the executor goes on. Futures of
+        the client among the arguments are awaited and replaced by their values. Raises RuntimeError after `shutdown`,
+        ConnectionLost when the client has lost its connection or was closed.
         """
         future: ClusterFuture[T] = ClusterFuture(self)
         with self._lock:
@@ -238,7 +234,7 @@ class ClusterExecutor(Executor):
             task = self._submit(fn, *args, **kwargs)
         except BaseException as error:  # pickling runs users' code, and the collector must not end by it
             if future._begin_to_settle():
-                future.set_exception(error)
+                future.set_exception(_familiar(error))
             if isinstance(error, Exception) or self._collector is threading.current_thread():
                 return False
             raise
@@ -261,6 +257,7 @@ class ClusterExecutor(Executor):
             if self._queue.pop(future, None) is None:
                 return
             self._unsettled -= 1
+        future._cancel_here()
         self._wake_waiters()
 
     def _cancel_what_has_not_begun(self) -> None:
@@ -382,7 +379,28 @@ def _settle_one(future: ClusterFuture[Any], task: Task) -> None:
     if error is None:
         future.set_result(value)
     else:
-        future.set_exception(error)
+        future.set_exception(_familiar(error))
+
+
+class CallDied(TaskDied, BrokenProcessPool):
+    """The process that ran the call died each time it was tried. The executor goes on."""
+
+
+class CallNotPickled(SerializationError, PicklingError):
+    """The call, or its value, cannot be pickled; the message names the member that is to blame."""
+
+
+_FAMILIAR: dict[type[BaseException], type[BaseException]] = {TaskDied: CallDied, SerializationError: CallNotPickled}
+
+
+def _familiar(error: BaseException) -> BaseException:
+    """The same, so that it is caught too by the name that the standard library has for it."""
+    kind = _FAMILIAR.get(type(error))
+    if kind is None:
+        return error
+    familiar = kind.__new__(kind, *error.args)
+    familiar.__dict__.update(error.__dict__)
+    return familiar.with_traceback(error.__traceback__)
 
 
 # --------------------------------------------------------------------------- map

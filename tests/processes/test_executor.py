@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import pytest
 
-from cluster import AsyncClient, Client, ConnectionLost, LocalCluster, SerializationError, get_client
+from cluster import AsyncClient, Client, ConnectionLost, LocalCluster, SerializationError, TaskDied, get_client
 from cluster.adapters.executor import ClusterExecutor
 from tests.processes.whole_cluster import Gate, script, until, wait_at
 
@@ -95,7 +98,17 @@ def test_a_failure_is_what_the_task_raised(executor: ClusterExecutor) -> None:
 
 def test_what_cannot_be_pickled_fails_its_future(executor: ClusterExecutor) -> None:
     future = executor.submit(abs, threading.Lock())
-    assert isinstance(future.exception(PATIENCE_SECONDS), SerializationError)
+    error = future.exception(PATIENCE_SECONDS)
+    assert isinstance(error, SerializationError) and isinstance(error, PicklingError)
+    assert executor.submit(abs, -1).result(PATIENCE_SECONDS) == 1
+
+
+def test_a_call_that_ends_its_process_fails_alone_and_by_the_familiar_name(executor: ClusterExecutor) -> None:
+    died = executor.submit(os._exit, 3).exception(PATIENCE_SECONDS)
+    assert isinstance(died, TaskDied) and isinstance(died, BrokenProcessPool)
+    assert died.exit_code == 3
+    unpicklable = executor.submit(threading.Lock).exception(PATIENCE_SECONDS)
+    assert isinstance(unpicklable, SerializationError) and isinstance(unpicklable, PicklingError)
     assert executor.submit(abs, -1).result(PATIENCE_SECONDS) == 1
 
 
@@ -195,7 +208,7 @@ def test_shutdown_cancels_what_no_worker_was_granted(client: Client, tmp_path: P
         running = [executor.submit(wait_at, gate.path, "ran") for _ in range(2)]
         gate.wait_until_reached()
         blocker = client.options(resources={"nowhere": 1}).submit(abs, -1)
-        waits = executor.submit(abs, blocker)
+        waits: concurrent.futures.Future[Any] = executor.submit(pow, blocker, 2)
         executor.shutdown(wait=False, cancel_futures=True)
         assert waits.cancelled()
         gate.open()
