@@ -44,6 +44,8 @@ PARKED_SECONDS = 0.020
 LATE_FLUSH_SECONDS = 0.002
 LOOP_LOOKED_AFTER_SECONDS = 0.1
 """How often the background thread sees whether an event loop that leads has left something unread, or has ended."""
+LEAVING_SECONDS = 1.0
+"""So long a leader may take to leave when the client is closed, before that goes on without."""
 ENDLESS_SECONDS = 1_000_000.0
 """Nobody waits so long, and the system's calls for waiting take little more."""
 
@@ -485,7 +487,13 @@ class Driver:
         self._wake_background.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            # Who leads was woken, and leaves: what it polls must stay open until then.
+            left = self._leading.acquire(timeout=LEAVING_SECONDS)
             self.connection.close()
+            self._wake_background.close()
+            if left:
+                self._wake_leader.close()
+                self._leading.release()
 
     def forget_after_fork(self) -> None:
         """This process is a fork: the connection belongs to the parent, and the other threads are gone."""
@@ -493,6 +501,8 @@ class Driver:
         self._reading, self._leading = threading.Lock(), threading.Lock()
         self.sending = Sending(self.connection, self.lose)
         self.sending.lost = True
+        self._wake_leader.forget_after_fork()
+        self._wake_background.forget_after_fork()
         self._waiters = []
         self.loop = None
         self._closing = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import threading
 import time
@@ -225,6 +226,20 @@ def test_the_wrong_loop_over_what_completes_is_told_so(local_cluster: LocalClust
             with pytest.raises(TypeError, match="blocking Client"):
                 async for _ in as_completed(client.map(abs, [1])):
                     pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux lists a process's descriptors")
+def test_a_closed_client_holds_no_descriptor_though_somebody_holds_it(local_cluster: LocalCluster) -> None:
+    async def main() -> None:
+        await asyncio.to_thread(abs, 1)  # the loop's own threads are there from now on
+        before = set(os.listdir("/proc/self/fd"))
+        client = await AsyncClient(local_cluster)
+        assert await client.submit(slow, 1).result() == 1
+        await client.close()
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert client.status == "closed"
 
     asyncio.run(main())
 

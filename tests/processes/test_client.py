@@ -520,6 +520,23 @@ def test_a_closed_client_says_so(local_cluster: Any) -> None:
         client.scheduler_info()
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="only Linux lists a process's descriptors")
+def test_a_closed_client_holds_no_descriptor_though_somebody_holds_it(local_cluster: Any) -> None:
+    def wait_for(future: Future) -> None:
+        with pytest.raises(ConnectionLost, match="closed"):
+            future.result()
+
+    before = set(os.listdir("/proc/self/fd"))
+    client = Client(local_cluster)
+    waiting = threading.Thread(target=wait_for, args=[client.submit(sleep_then, 30)])
+    waiting.start()
+    assert client.submit(inc, 1).result(10) == 2
+    client.close()
+    waiting.join(10)
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert client.status == "closed"
+
+
 def test_a_future_of_another_client_is_refused(client: Client, local_cluster: Any) -> None:
     with Client(local_cluster) as other:
         future = other.submit(inc, 1)
