@@ -13,6 +13,8 @@ from cluster.daemon import in_slot
 from cluster.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cluster.client.actor import Actor
     from cluster.client.asynchronous import AsyncClient, AsyncFuture, AsyncFutureSequence
     from cluster.client.client import Client
@@ -115,9 +117,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _local_cluster() -> LocalCluster:
-    local: type[LocalCluster] = __getattr__("LocalCluster")
-    return local()
+def _local_cluster(**shape: int) -> LocalCluster:
+    local: Callable[..., LocalCluster] = __getattr__("LocalCluster")
+    return local(**shape)
 
 
 def _asynchronous_client() -> type[AsyncClient]:

@@ -45,17 +45,17 @@ class LocalClusterLike(Protocol):
         ...
 
 
-_providers: list[Callable[[], LocalClusterLike]] = []
+_providers: list[Callable[..., LocalClusterLike]] = []
 
 
-def local_cluster_provider(provider: Callable[[], LocalClusterLike]) -> None:
-    """Register what makes a local cluster for a client that was given no address."""
+def local_cluster_provider(provider: Callable[..., LocalClusterLike]) -> None:
+    """Register what makes a local cluster: for a client that was given no address, or of the shape that is given."""
     _providers[:] = [provider]
 
 
-def open_local_cluster() -> LocalClusterLike:
-    """Make a local cluster."""
-    return _providers[0]()
+def open_local_cluster(**shape: int) -> LocalClusterLike:
+    """Make a local cluster; the arguments are those of `LocalCluster`."""
+    return _providers[0](**shape)
 
 
 class CollectionsLike(Protocol):

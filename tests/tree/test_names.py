@@ -107,10 +107,10 @@ def test_every_definition_is_used() -> None:
     assert not [name for name in unused if not is_public_face(name)]
 
 
-# Methods that asyncio, notebooks, the pickle module, logging and click call by name.
+# What asyncio, notebooks, the pickle module, logging, click and users of executors ask for by name.
 CALLED_BY_OTHERS = {
-    "_repr_svg_", "buffer_updated", "connection_lost", "connection_made", "data_received", "emit", "eof_received",
-    "format_commands", "get_buffer", "get_command", "list_commands", "pause_writing", "persistent_id",
+    "_max_workers", "_repr_svg_", "buffer_updated", "connection_lost", "connection_made", "data_received", "emit",
+    "eof_received", "format_commands", "get_buffer", "get_command", "list_commands", "pause_writing", "persistent_id",
     "reducer_override", "resume_writing",
 }  # fmt: skip
 
