@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from cluster.client.future import Future, FutureSequence
     from cluster.client.in_slot import get_client
     from cluster.client.named import Counter, Event, Lock, Queue, Semaphore, Variable
+    from cluster.client.named_async import (
+        AsyncCounter,
+        AsyncEvent,
+        AsyncLock,
+        AsyncQueue,
+        AsyncSemaphore,
+        AsyncVariable,
+    )
     from cluster.client.providers import CollectionsLike
     from cluster.client.waiting import as_completed, fire_and_forget, wait
     from cluster.daemon.task_context import current
@@ -43,8 +51,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Actor",
     "AsyncClient",
+    "AsyncCounter",
+    "AsyncEvent",
     "AsyncFuture",
     "AsyncFutureSequence",
+    "AsyncLock",
+    "AsyncQueue",
+    "AsyncSemaphore",
+    "AsyncVariable",
     "CancelledError",
     "Client",
     "ClusterError",
@@ -80,8 +94,14 @@ __all__ = [
 _MODULES = {
     "Actor": "cluster.client.actor",
     "AsyncClient": "cluster.client.asynchronous",
+    "AsyncCounter": "cluster.client.named_async",
+    "AsyncEvent": "cluster.client.named_async",
     "AsyncFuture": "cluster.client.asynchronous",
     "AsyncFutureSequence": "cluster.client.asynchronous",
+    "AsyncLock": "cluster.client.named_async",
+    "AsyncQueue": "cluster.client.named_async",
+    "AsyncSemaphore": "cluster.client.named_async",
+    "AsyncVariable": "cluster.client.named_async",
     "Client": "cluster.client.client",
     "Counter": "cluster.client.named",
     "Delayed": "cluster.lazy.delayed",

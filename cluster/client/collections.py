@@ -28,7 +28,8 @@ class Collections(ClientCore):
     ) -> Any:
         """Compute a Delayed, or several in a container; return futures in their place, at once.
 
-        With `sync=True` it waits, and returns the values. The options are those of `submit` and go to each task.
+        With `sync=True` it waits, and returns the values; that of an AsyncClient is awaited. The options are those of
+        `submit` and go to each task.
 
         >>> from cluster import Client, delayed
         >>> with Client() as client:
@@ -36,7 +37,6 @@ class Collections(ClientCore):
         [1, 2]
         """
         options = _given(workers, resources, retries, priority, allow_other_workers, timeout_seconds)
-        self._check_sync(sync)
         return collections().compute(self, values, options, sync)
 
     def persist(
@@ -83,12 +83,7 @@ class Collections(ClientCore):
         [2, 3]
         """
         options = _given(workers, resources, retries, priority, allow_other_workers, timeout_seconds)
-        self._check_sync(sync)
         return collections().get(self, dsk, keys, options, sync)
-
-    def _check_sync(self, sync: bool) -> None:
-        if sync and self.asynchronous:
-            raise TypeError("an AsyncClient cannot wait here; pass sync=False and `await client.gather(…)` them")
 
 
 def _given(

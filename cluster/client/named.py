@@ -2,13 +2,17 @@
 
 They are made without asking anybody: a name is enough, and whoever uses the same name means the same thing. They can be
 arguments of tasks; a copy that arrives somewhere is bound to the client there, and holds nothing.
+
+Whatever asks the scheduler is an operation, so the client's face decides: with an `AsyncClient` every method gives
+something to await. `named_async.py` says so to type checkers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from cluster.client.coordination import ITEM_LIMIT_BYTES, Coordination
 from cluster.client.core import ClientCore, current_client
@@ -20,11 +24,15 @@ __all__ = ["Counter", "Event", "Lock", "Queue", "Semaphore", "Variable"]
 
 BATCH_BYTES = 1 << 20
 
+T = TypeVar("T")
+
 
 class Named:
     """A name, and the client that it is used through: the one given, or else the newest when it is first used."""
 
     _kind: ClassVar[str]
+    _asynchronous: ClassVar[bool] = False
+    """Which face the client is to have when none was given."""
 
     def __init__(self, name: str | None = None, client: ClientCore | None = None) -> None:
         self.name = f"{type(self).__name__.lower()}-{new_id().hex()}" if name is None else name
@@ -36,17 +44,23 @@ class Named:
         )
 
     def _do(self, operation: Operation[Any]) -> Any:
+        """Carry it out; with an AsyncClient, what is to be awaited for that."""
         return self._coordination()._complete(operation)
+
+    def _ask_for(self, kind: Callable[[Any], T], action: str, *arguments: Any) -> Operation[T]:
+        """The answer, made into what the caller is to have."""
+        return kind((yield from self._ask(action, *arguments)))
 
     def _coordination(self) -> Coordination:
         if self._client is None:
-            self._client = current_client(asynchronous=False)
+            self._client = current_client(asynchronous=self._asynchronous)
         if self._client is None:
-            raise ClusterError(f"{self!r} needs a client: make a Client first, or pass client=")
+            kind = "an AsyncClient" if self._asynchronous else "a Client"
+            raise ClusterError(f"{self!r} needs a client: make {kind} first, or pass client=")
         if not isinstance(self._client, Coordination):
             raise TypeError(f"client must be a Client, not {type(self._client).__name__}")
-        if self._client.asynchronous:
-            raise TypeError(f"{self!r} needs a blocking Client; what an AsyncClient asks cannot be waited for here")
+        if self._asynchronous and not self._client.asynchronous:
+            raise TypeError(f"{self!r} needs an AsyncClient, and was given a blocking Client")
         return self._client
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,7 +106,7 @@ class Leased(Named):
 
         Raises RuntimeError when there is none, and ClusterError when its lease has ended meanwhile.
         """
-        self._do(self._release())
+        return self._do(self._release())  # type: ignore[no-any-return]
 
     def _acquire(self, timeout: float | None) -> Operation[bool]:
         task = self._coordination()._holding_task()
@@ -122,6 +136,8 @@ class Leased(Named):
             raise
 
     def __enter__(self) -> Self:
+        if self._coordination().asynchronous:
+            raise TypeError(f"{self!r} of an AsyncClient is entered with `async with`")
         self._do(self._acquire(None))
         return self
 
@@ -129,6 +145,17 @@ class Leased(Named):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
+
+    async def __aenter__(self) -> Self:
+        if not self._coordination().asynchronous:
+            raise TypeError(f"{self!r} of a blocking Client is entered with `with`; give it an AsyncClient")
+        await self._do(self._acquire(None))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._do(self._release())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_held": []}
@@ -159,16 +186,15 @@ class Lock(Leased):
         """Wait until it is ours and return True; False after `timeout` seconds, or at once if not `blocking`."""
         if not blocking and timeout is not None:
             raise ValueError("a timeout has no meaning for an acquire that does not block")
-        return bool(self._do(self._acquire(timeout if blocking else 0.0)))
+        return self._do(self._acquire(timeout if blocking else 0.0))  # type: ignore[no-any-return]
 
     def locked(self) -> bool:
         """Whether anybody holds it."""
-        return bool(self._do(self._ask("look"))[0])
+        return self._do(self._ask_for(lambda told: bool(told[0]), "look"))  # type: ignore[no-any-return]
 
     def owner(self) -> str | None:
         """The name of the client that holds it, or None."""
-        names = self._do(self._ask("look"))[1]
-        return names[0] if names else None
+        return self._do(self._ask_for(lambda told: next(iter(told[1]), None), "look"))  # type: ignore[no-any-return]
 
 
 class Semaphore(Leased):
@@ -186,11 +212,11 @@ class Semaphore(Leased):
 
     def acquire(self, timeout: float | None = None) -> bool:
         """Wait for a lease and return True; False after `timeout` seconds."""
-        return bool(self._do(self._acquire(timeout)))
+        return self._do(self._acquire(timeout))  # type: ignore[no-any-return]
 
     def get_value(self) -> int:
         """How many leases are taken."""
-        return int(self._do(self._ask("look"))[0])
+        return self._do(self._ask_for(lambda told: int(told[0]), "look"))  # type: ignore[no-any-return]
 
 
 class Event(Named):
@@ -200,19 +226,22 @@ class Event(Named):
 
     def set(self) -> None:
         """Set it, and wake all who wait."""
-        self._do(self._ask("set"))
+        return self._do(self._ask("set"))  # type: ignore[no-any-return]
 
     def clear(self) -> None:
         """Make it not set."""
-        self._do(self._ask("clear"))
+        return self._do(self._ask("clear"))  # type: ignore[no-any-return]
 
     def is_set(self) -> bool:
         """Whether it is set."""
-        return bool(self._do(self._ask("look")))
+        return self._do(self._ask_for(bool, "look"))  # type: ignore[no-any-return]
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set and return True; False after `timeout` seconds."""
-        return bool(self._do(self._ask("wait", timeout=timeout)))
+        return self._do(self._wait(timeout))  # type: ignore[no-any-return]
+
+    def _wait(self, timeout: float | None) -> Operation[bool]:
+        return bool((yield from self._ask("wait", timeout=timeout)))
 
 
 class Counter(Named):
@@ -222,7 +251,7 @@ class Counter(Named):
 
     def add(self, amount: int = 1) -> int:
         """Add to it, and return its new value: no two calls get the same one if all add 1."""
-        return int(self._do(self._ask("add", amount)))
+        return self._do(self._ask_for(int, "add", amount))  # type: ignore[no-any-return]
 
     @property
     def value(self) -> int:
@@ -250,7 +279,7 @@ class Queue(Named):
 
         Raises ValueError for a value over 64 KiB, and ClusterError when the scheduler keeps 64 MiB of such data.
         """
-        self._do(self._put(value, timeout))
+        return self._do(self._put(value, timeout))  # type: ignore[no-any-return]
 
     def get(self, timeout: float | None = None, batch: bool = False) -> Any:
         """Wait for an item and take it; raises TimeoutError when none has come in `timeout` seconds.
@@ -261,11 +290,11 @@ class Queue(Named):
 
     def qsize(self) -> int:
         """How many items lie in it."""
-        return int(self._do(self._ask("look")))
+        return self._do(self._ask_for(int, "look"))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Drop all items, and let go of the futures among them; the name can be used again."""
-        self._do(self._ask("clear"))
+        return self._do(self._ask("clear"))  # type: ignore[no-any-return]
 
     def _put(self, value: Any, timeout: float | None) -> Operation[None]:
         data, references = yield from self._coordination()._encode_shared(value, ITEM_LIMIT_BYTES)
@@ -304,7 +333,7 @@ class Variable(Named):
 
     def set(self, value: Any) -> None:
         """Give it a value; raises as `Queue.put`."""
-        self._do(self._set(value))
+        return self._do(self._set(value))  # type: ignore[no-any-return]
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait until it has a value and return that; raises TimeoutError when it had none for `timeout` seconds."""
@@ -312,7 +341,7 @@ class Variable(Named):
 
     def delete(self) -> None:
         """Make it one that was never set."""
-        self._do(self._ask("delete"))
+        return self._do(self._ask_for(lambda known: None, "delete"))  # type: ignore[no-any-return]
 
     def _set(self, value: Any) -> Operation[None]:
         data, references = yield from self._coordination()._encode_shared(value, ITEM_LIMIT_BYTES)

@@ -13,7 +13,7 @@ from cluster.errors import ClusterError
 from cluster.graph.order import depth_first
 from cluster.lazy.expression import Lazy, Node, find_nodes, inputs_of, replace_lazy
 
-__all__ = ["compute", "futures_for", "newest_client", "persist"]
+__all__ = ["compute", "compute_awaited", "futures_for", "newest_client", "persist"]
 
 
 def compute(*values: Any, client: Client | None = None, **options: Any) -> tuple[Any, ...]:
@@ -28,11 +28,25 @@ def compute(*values: Any, client: Client | None = None, **options: Any) -> tuple
     (9, [10, 'text'])
     """
     made = futures_for(values, client, options)
-    keys = [key for key, value in made.items() if isinstance(value, Future)]
-    if keys:
-        futures = [made[key] for key in keys]
-        made.update(zip(keys, futures[0]._client.gather(futures), strict=True))
-    return tuple(replace_lazy(value, lambda lazy: made[lazy._node.key]) for value in values)
+    futures = _futures_among(made)
+    return _filled(values, made, futures[0]._client.gather(futures) if futures else [])
+
+
+async def compute_awaited(value: Any, client: Client, options: dict[str, Any]) -> Any:
+    """As `compute`, of one value through an AsyncClient."""
+    made = futures_for([value], client, options)
+    return _filled([value], made, await client.gather(_futures_among(made)))[0]
+
+
+def _futures_among(made: dict[str, Any]) -> list[Future]:
+    return [value for value in made.values() if isinstance(value, Future)]
+
+
+def _filled(values: Iterable[Any], made: dict[str, Any], gathered: Iterable[Any]) -> tuple[Any, ...]:
+    """What was asked for; `gathered` are the values of the futures among what was made, in their order."""
+    arrived = iter(gathered)
+    computed = {key: next(arrived) if isinstance(value, Future) else value for key, value in made.items()}
+    return tuple(replace_lazy(value, lambda lazy: computed[lazy._node.key]) for value in values)
 
 
 def persist(*values: Any, client: Client | None = None, **options: Any) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 from cluster.client.client import Client, WithOptions
@@ -68,8 +68,20 @@ def get_raw(client: Client, graph: Mapping[Any, Any], keys: Any, options: dict[s
 
 def values_of(client: Client, shape: Any) -> Any:
     """The values of futures in nested lists; what is no future is one already."""
-    found: list[Future] = [each for each in _flat(shape) if isinstance(each, Future)]
-    values = iter(client.gather(found))
+    return _filled(shape, client.gather(_futures_in(shape)))
+
+
+async def values_awaited(client: Client, shape: Any) -> Any:
+    """As `values_of`, through an AsyncClient."""
+    return _filled(shape, await client.gather(_futures_in(shape)))
+
+
+def _futures_in(shape: Any) -> list[Future]:
+    return [each for each in _flat(shape) if isinstance(each, Future)]
+
+
+def _filled(shape: Any, gathered: Iterable[Any]) -> Any:
+    values = iter(gathered)
 
     def filled(member: Any) -> Any:
         if type(member) is list:

@@ -14,7 +14,23 @@ from typing import Any
 
 import pytest
 
-from cluster import AsyncClient, AsyncFuture, Client, LocalCluster, Lock, as_completed, delayed, get_client, wait
+from cluster import (
+    AsyncClient,
+    AsyncCounter,
+    AsyncEvent,
+    AsyncFuture,
+    AsyncLock,
+    AsyncQueue,
+    AsyncSemaphore,
+    AsyncVariable,
+    Client,
+    LocalCluster,
+    Lock,
+    as_completed,
+    delayed,
+    get_client,
+    wait,
+)
 from cluster.client import driver as driver_module
 from cluster.client import sending
 from cluster.errors import CancelledError, ClusterError, ConnectionLost
@@ -294,13 +310,101 @@ def test_ctrl_c_ends_a_program_that_awaits(local_cluster: LocalCluster) -> None:
 def test_what_cannot_be_awaited_says_so(local_cluster: LocalCluster) -> None:
     async def main() -> None:
         async with AsyncClient(local_cluster) as client:
-            with pytest.raises(TypeError, match="blocking Client"):
-                Lock("x", client=client).acquire()
+            with pytest.raises(TypeError, match="entered with `async with`"), Lock("x", client=client):
+                pass
             with pytest.raises(TypeError, match="AsyncClient"):
                 client.datasets  # noqa: B018
-            with pytest.raises(TypeError, match="sync=False"):
-                client.get({"x": 1}, "x")
             assert await client.gather(client.compute([delayed(abs)(-1)])) == [1]
+
+    asyncio.run(main())
+
+
+def test_graphs_are_computed_and_awaited(local_cluster: LocalCluster) -> None:
+    async def main() -> None:
+        async with AsyncClient(local_cluster) as client:
+            lazy = delayed(abs)(-1)
+            assert await client.compute({"one": lazy, "more": [lazy + 1, "text"]}, sync=True) == {
+                "one": 1,
+                "more": [2, "text"],
+            }
+            assert await client.compute("nothing", sync=True) == "nothing"
+            assert await client.get({"x": 1, "y": (abs, -2), "z": (sum, ["x", "y"])}, ["x", ["y", "z"]]) == [1, [2, 3]]
+            with pytest.raises(ValueError, match="invalid literal"):
+                await client.compute(delayed(int)("x"), sync=True)
+
+    asyncio.run(main())
+
+
+# --------------------------------------------------------------------------- what is shared by name
+
+
+def test_locks_exclude_and_are_released(local_cluster: LocalCluster, client: Client) -> None:
+    async def main() -> None:
+        async with AsyncClient(local_cluster) as own:
+            mine = AsyncLock("door")
+            async with mine, AsyncSemaphore(2, "seats") as seat:
+                assert await mine.locked()
+                assert await mine.owner() == own.name
+                assert await seat.get_value() == 1
+                assert not Lock("door", client).acquire(blocking=False)
+                assert not await Lock("door", own).acquire(timeout=0.01)
+            assert Lock("door", client).acquire(blocking=False)
+            with pytest.raises(TypeError, match="entered with `with`"):
+                async with Lock("other", client):
+                    pass
+            with pytest.raises(TypeError, match="needs an AsyncClient"):
+                await AsyncLock("other", client).locked()
+
+    asyncio.run(main())
+
+
+def test_who_is_cancelled_while_it_waits_leaves_the_line(local_cluster: LocalCluster, client: Client) -> None:
+    held = Lock("door", client)
+    assert held.acquire()
+
+    async def main() -> None:
+        async with AsyncClient(local_cluster) as own:
+            waiting = asyncio.ensure_future(Lock("door", own).acquire())
+            await asyncio.sleep(0)  # it asks
+            await own.scheduler_info()  # so that has been heard
+            assert not waiting.done()
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            third = Lock("door", own)
+            held.release()
+            assert await third.acquire(timeout=60)
+            await third.release()
+            assert not await third.locked()
+
+    asyncio.run(main())
+
+
+def test_what_is_shared_by_name_is_awaited(local_cluster: LocalCluster) -> None:
+    async def main() -> None:
+        async with AsyncClient(local_cluster) as client:
+            queue, ready, value, counter = AsyncQueue("q"), AsyncEvent("e"), AsyncVariable("v"), AsyncCounter("c")
+            future = client.submit(abs, -5)
+            getting = asyncio.ensure_future(queue.get())
+            await queue.put([future, "text"])
+            found, text = await getting
+            assert (await found, text) == (5, "text")
+            await queue.put(1)
+            await queue.put(2)
+            assert (await queue.qsize(), await queue.get(batch=True)) == (2, [1, 2])
+            with pytest.raises(TimeoutError):
+                await queue.get(timeout=0.01)
+            await queue.close()
+            waiting = asyncio.ensure_future(ready.wait())
+            assert not await ready.is_set()
+            await ready.set()
+            assert await waiting
+            await ready.clear()
+            assert not await ready.wait(timeout=0.01)
+            await value.set({"future": future})
+            assert await (await value.get())["future"] == 5
+            await value.delete()
+            assert [await counter.add(), await counter.add(2), await counter.value] == [1, 3, 3]
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster import AsyncClient, AsyncFuture, Client, Future, as_completed, wait
+from cluster import AsyncClient, AsyncFuture, AsyncLock, AsyncQueue, Client, Future, as_completed, wait
 
 
 async def on_asyncio() -> None:
@@ -31,6 +31,9 @@ async def on_asyncio() -> None:
         error: BaseException | None = await future.exception()
         outcome = await wait([future])
         reveal_type(outcome.done)
+        async with AsyncLock("x", client) as lock:
+            free: bool = not await lock.locked()
+            await AsyncQueue("q").put(free)
         async for each in as_completed(client.map(abs, [1])):
             print(each, held, value, error)
 
@@ -65,6 +68,27 @@ def test_all_that_waits_is_declared_for_the_asyncio_face_too() -> None:
     assert {"gather", "scatter", "who_has"} <= waiting
     missing = waiting - declared - {"_begin"}
     assert not missing, f"declare what these give on the asyncio face, in cluster/client/asynchronous.py: {missing}"
+
+
+def test_all_that_named_objects_wait_for_is_declared_for_the_asyncio_face_too() -> None:
+    modules = {module.name: module for module in product()}
+    waiting: dict[str, set[str]] = {}
+    for node in modules["cluster.client.named"].tree.body:
+        if isinstance(node, ast.ClassDef):
+            found = waiting[node.name] = set().union(*(waiting.get(ast.unparse(base), set()) for base in node.bases))
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef) and "self._do(" in ast.unparse(member):
+                    found.add(member.name)
+    declared = {
+        node.name: {
+            member.name for member in ast.walk(node) if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        for node in modules["cluster.client.named_async"].tree.body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {"acquire", "release", "locked", "owner"} <= waiting["Lock"]
+    missing = {name: waiting[name.removeprefix("Async")] - declared[name] for name in declared}
+    assert not any(missing.values()), f"declare these in cluster/client/named_async.py: {missing}"
 
 
 def test_a_type_checker_sees_what_each_face_gives(tmp_path: Path) -> None:
