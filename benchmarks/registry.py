@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from benchmarks import actors, faces, first_value, graphs, latency, memory, metg, output, startup, throughput
+from benchmarks import (
+    actors,
+    commands,
+    faces,
+    first_value,
+    graphs,
+    latency,
+    memory,
+    metg,
+    nesting,
+    output,
+    startup,
+    throughput,
+)
 from benchmarks.case import Case
 
 CASES: dict[str, Case] = {
     case.name: case
-    for group in (throughput, latency, faces, actors, graphs, first_value, memory, startup, metg, output)
+    for group in (
+        throughput,
+        latency,
+        faces,
+        actors,
+        nesting,
+        graphs,
+        first_value,
+        memory,
+        startup,
+        commands,
+        metg,
+        output,
+    )
     for case in group.CASES
 }
