@@ -57,7 +57,7 @@ class ClusterFuture(Future[T]):
     def running(self) -> bool:
         """Whether a process runs the task now. The cluster is asked: this takes a round trip to its worker."""
         task = self._task
-        if task is None or self.done():
+        if task is None or self.done() or self._executor._session.lost is not None:
             return super().running()
         state: str = self._executor._client.explain(task).state
         return state == "running" and not self.done()
@@ -311,8 +311,9 @@ class ClusterExecutor(Executor):
         if self._collector is None:
             with self._driver.guard():
                 self._watch = self._session.watch(set())
-            self._collector = threading.Thread(target=self._collect, name="cluster-executor")
-            self._collector.start()
+            collector = threading.Thread(target=self._collect, name="cluster-executor")
+            collector.start()  # it raises at the end of the interpreter, and then there is none
+            self._collector = collector
 
     def _collect(self) -> None:
         """Settle futures as their tasks end, until there is none."""

@@ -18,7 +18,11 @@ class Interfaces(ClientCore):
     """What a client offers to programs that exist already."""
 
     def as_executor(self, **options: Any) -> Executor:
-        """A `concurrent.futures.Executor` whose tasks run on the cluster; the options are those of `Client.options`."""
+        """A `concurrent.futures.Executor` whose calls run on the cluster.
+
+        `max_workers` bounds how many of them are there at once; the other options are those of `Client.options`, except
+        `key`. Raises TypeError or ValueError for what is none.
+        """
         executor: Executor = adapter("executor").ClusterExecutor(self, **options)
         return executor
 
