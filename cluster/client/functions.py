@@ -14,11 +14,12 @@ Anything else (a method, a partial, a function that names a list or an object of
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from cluster.errors import SerializationError
@@ -26,7 +27,7 @@ from cluster.session.parts import Function
 from cluster.units import format_bytes
 from cluster.wire.payload import Encoded, closure_sizes, dumps
 
-__all__ = ["FunctionTable", "LargeFunction", "label_of"]
+__all__ = ["FunctionTable", "LargeFunction", "is_coroutine_function", "label_of"]
 
 FUNCTION_LIMIT_BYTES = 64 * 1024
 """A function with more bytes travels as a value."""
@@ -74,13 +75,23 @@ class FunctionTable:
             _complain_if_huge(function, encoded)
             return LargeFunction(function, encoded.nbytes)
         blob = encoded.to_bytes()
-        packed = Function(hashlib.blake2b(blob, digest_size=16).digest(), label_of(function), blob)
+        identity = hashlib.blake2b(blob, digest_size=16).digest()
+        packed = Function(identity, label_of(function), blob, is_coroutine_function(function))
         unchanged = _test_of_change(function)
         if unchanged is not None:
             if len(self._kept) >= KEPT_FUNCTIONS:
                 del self._kept[next(iter(self._kept))]
             self._kept[id(function)] = _Kept(function, unchanged, packed)
         return packed
+
+
+def is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Whether a call is known to make a coroutine: an `async def`, a partial of one, an object whose call is one."""
+    while isinstance(function, partial):
+        function = function.func
+    if isinstance(function, type):
+        return False
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def label_of(function: Callable[..., Any]) -> str:

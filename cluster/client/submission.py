@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cluster.client.driver import Driver
-from cluster.client.functions import FunctionTable, LargeFunction, label_of
+from cluster.client.functions import FunctionTable, LargeFunction, is_coroutine_function, label_of
 from cluster.client.future import Future, numbers_of
 from cluster.client.inputs import Inputs
 from cluster.client.mapping import PLAIN_TYPES, Mapping, packed_marks
@@ -26,6 +26,7 @@ __all__ = ["Submission"]
 KEPT_CALLS = 256
 _ONLY_FUTURES = {Future}
 _NO_OPTIONS: dict[str, Any] = {}
+_COROUTINE: dict[str, Any] = {"coroutine": True}
 
 
 class _ThreadPacker(threading.local):
@@ -130,9 +131,11 @@ class Submission:
             label = label or label_of(function)
             trampoline = self._functions.pack(call_first)
             assert not isinstance(trampoline, LargeFunction)
-            packed = trampoline
+            packed = trampoline._replace(is_coroutine=is_coroutine_function(function))
         if options or keywords or label:
             label = label or packed.name
+            if packed.is_coroutine and "actor" not in options:
+                options = {**options, **_COROUTINE}
             last = self._last_call
             if (last.function.function_id, last.label, last.options) != (packed.function_id, label, options) or (
                 last.arguments != keywords
@@ -143,7 +146,9 @@ class Submission:
         if call is None:
             if len(self._plain_calls) >= KEPT_CALLS:
                 self._plain_calls.clear()
-            call = self._plain_calls[packed.function_id] = Call(packed, packed.name, _NO_OPTIONS, 0)
+            call = self._plain_calls[packed.function_id] = Call(
+                packed, packed.name, _COROUTINE if packed.is_coroutine else _NO_OPTIONS, 0
+            )
         return call, args
 
     def pure_key(

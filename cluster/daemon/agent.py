@@ -98,6 +98,8 @@ class AgentDaemon:
             events.GiveTasks: lambda effect: self._slots[effect.slot].give(effect),
             events.DefineInSlot: lambda effect: self._slots[effect.slot].define(effect),
             events.BecomeActor: lambda effect: self._slots[effect.slot].become_actor(effect.reference),
+            events.BecomeCoroutines: lambda effect: self._slots[effect.slot].become_coroutines(),
+            events.StopCoroutine: lambda effect: self._slots[effect.slot].stop_coroutine(effect.sequence),
             events.NoteWait: lambda effect: self._slots[effect.slot].note_wait(effect.sequence),
             events.GoOn: lambda effect: self._slots[effect.slot].go_on(effect.sequence, effect.interrupted),
             events.TakeBack: self._take_back,
@@ -387,6 +389,8 @@ def _event_of(slot: int, report: list[Any]) -> Event:
         return events.SlotWaits(slot, sequence)
     if what == slot_protocol.REPORT_WOKEN:
         return events.SlotWoken(slot, sequence)
+    if what == slot_protocol.REPORT_STOPPING:
+        return events.CoroutineStopping(slot, sequence)
     return events.SegmentAsked(slot, sequence, what)
 
 

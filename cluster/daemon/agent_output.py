@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cluster.daemon import slot_protocol
-from cluster.wire.task_output import PROGRESS, RAW, STDERR, STDOUT, TOKEN_BYTES, OutputParser, Piece
+from cluster.wire.task_output import PROGRESS, RAW, STDERR, STDOUT, TOKEN_BYTES, OutputParser, Piece, unpack_record
 from cluster.worker.events import ProgressMade
 
 __all__ = ["SlotOutputReader", "is_readable"]
@@ -80,7 +80,10 @@ class SlotOutputReader:
 
     def _take(self, pieces: list[Piece]) -> None:
         for piece in pieces:
-            if piece.kind == PROGRESS:
+            if piece.kind == PROGRESS and piece.data:
+                fields = unpack_record(piece.data)
+                self._on_progress(ProgressMade(piece.attempt, piece.row, fields["fraction"], fields["message"]))
+            elif piece.kind == PROGRESS:
                 self._follow_progress()
             elif piece.kind == RAW:
                 self._page[slot_protocol.MARK_ALL_OFFSET] = 1

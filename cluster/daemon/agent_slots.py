@@ -75,6 +75,14 @@ class SlotPipes:
         """Tell the process that what its first task makes is an actor."""
         self._send((slot_protocol.TASKS_ACTOR, reference))
 
+    def become_coroutines(self) -> None:
+        """Tell the process that it runs coroutines."""
+        self._send((slot_protocol.TASKS_COROUTINES,))
+
+    def stop_coroutine(self, sequence: int) -> None:
+        """Tell the process to cancel one."""
+        self._send((slot_protocol.TASKS_STOP, sequence))
+
     def note_wait(self, sequence: int) -> None:
         """Tell the slot that what comes from now on is to be run inside the task that waits."""
         self._send((slot_protocol.TASKS_WAIT_NOTED, sequence))

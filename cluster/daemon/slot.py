@@ -16,6 +16,7 @@ import sys
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from importlib import import_module
 from time import perf_counter
 from types import CoroutineType, FrameType
 from typing import Any, Final, NamedTuple
@@ -27,7 +28,13 @@ from cluster.daemon.slot_actor import KeptActor
 from cluster.daemon.slot_coroutines import run_coroutine
 from cluster.daemon.slot_output import SlotOutput
 from cluster.daemon.slot_run import SlotRun
-from cluster.daemon.slot_waiting import SlotWaiting, TaskInterrupted, interrupt_again, is_inside_client
+from cluster.daemon.slot_waiting import (
+    CoroutineWaiting,
+    SlotWaiting,
+    TaskInterrupted,
+    interrupt_again,
+    is_inside_client,
+)
 from cluster.daemon.task_context import running_inside
 from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
 from cluster.storage.segments import map_segment, write_encoded
@@ -63,6 +70,10 @@ class _LoadFailed(Exception):
 
 class _InputGone(Exception):
     """An input was freed before the task could map it: no fault of the task, which is to run again."""
+
+
+class _BecomesHost(Exception):
+    """This process is to run coroutines."""
 
 
 class _Piece:
@@ -124,13 +135,14 @@ class _Slot:
         self._pieces: deque[_Piece] = deque()
         self._functions: dict[bytes, tuple[str, bytes]] = {}
         self._loaded: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
-        self._segment_answers: dict[int, tuple[str, str]] = {}  # sequence -> path, reason
+        self.segment_answers: dict[int, tuple[str, str]] = {}  # sequence -> path, reason
         self.running = 0  # the sequence that may be interrupted
         self.interrupted_early = 0  # the sequence whose interrupt came when it could not be
         self.current: tuple[Any, int] | None = None  # the task that was begun last and has not ended
         self._waiting = SlotWaiting(self, cluster, descriptors.claim, descriptors.tasks)
-        self._forked = False
+        self.forked = False
         self._actor: KeptActor | None = None
+        self._host: Any = None  # a CoroutineHost
         self._started = 0.0
         self._output = SlotOutput(descriptors.output, self._page, self)
         self._output.install()
@@ -141,30 +153,42 @@ class _Slot:
 
     def run(self) -> None:
         claim, read = self._descriptors.claim, os.read
-        self._write(self._pack([0]))
+        self.write(self._pack([0]))
         while True:
             record = read(claim, slot_protocol.CLAIM_BYTES)
             if len(record) < slot_protocol.CLAIM_BYTES:
                 return
-            self.run_claimed(int.from_bytes(record, "little"))
+            sequence = int.from_bytes(record, "little")
+            try:
+                self.run_claimed(sequence)
+            except _BecomesHost:
+                break
+        self._waiting = CoroutineWaiting.instead_of(self._waiting)
+        in_slot.enter(self._waiting)
+        # Loaded here, since few slots need it and it would be a fifth of what the starter loads.
+        host = import_module("cluster.daemon.slot_loops").CoroutineHost
+        self._host = host(self, self._descriptors, self._page, self._worker_name, self._waiting)
+        self._output = self._host.output
+        self._take_in()  # what had come with the message that it is one
+        self._host.run(sequence)
 
     def run_claimed(self, sequence: int) -> None:
         """Run a task whose record was read, and report it."""
         output, started = self._output, self._started
-        piece = self._find(sequence)
+        piece = self.find(sequence)
         self.current = piece, sequence
         if output.marks_all:
             output.mark_task()
         report = self._execute(piece, sequence)
         self._started = started
-        if self._forked:
+        if self.forked:
             os._exit(0)  # a task called os.fork, and this is the child coming back from it: not a slot
         if output.touched:
             output.end_task()
         if self._waiting.used is not None:
             self._waiting.used.settle()
             self.current = None
-        self._write(report)
+        self.write(report)
 
     def end_output(self) -> None:
         """What the task has written is its own; what follows may be another's."""
@@ -172,12 +196,19 @@ class _Slot:
             self._output.end_task()
 
     def report(self, report: list[Any]) -> None:
-        """Tell the agent something that is no task's end."""
-        self._write(self._pack(report))
+        """Tell the agent something."""
+        self.write(self._pack(report))
+
+    def load(self, sequence: int) -> tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """A claimed task's piece, function and arguments. Raises what `failure` makes a report of."""
+        piece = self.find(sequence)
+        function = self._loaded.get(piece.function_id) or self._load_function(piece.function_id)
+        return piece, function, *self._load_arguments(piece, sequence - piece.sequence)
 
     # ------------------------------------------------------------------ the agent's messages
 
-    def _find(self, sequence: int) -> _Piece:
+    def find(self, sequence: int) -> _Piece:
+        """The piece of a claimed task; what comes before it was run, or taken back."""
         pieces = self._pieces
         while True:
             while pieces:
@@ -197,6 +228,9 @@ class _Slot:
         if not data:
             os._exit(0)  # the agent has gone; the starter is about to end this process anyway
         self._unpacker.feed(data)
+        self._take_in()
+
+    def _take_in(self) -> None:
         for message in self._unpacker:
             code = message[0]
             if code == slot_protocol.TASKS_GIVE:
@@ -204,14 +238,19 @@ class _Slot:
             elif code == slot_protocol.TASKS_DEFINE:
                 self._functions[message[1]] = (message[2], message[3])
             elif code == slot_protocol.TASKS_SEGMENT:
-                self._segment_answers[message[1]] = (message[2], message[3])
+                self.segment_answers[message[1]] = (message[2], message[3])
             elif code == slot_protocol.TASKS_ACTOR:
                 self._actor = KeptActor(tuple(message[1]))
                 self._waiting.is_actor = True
+            elif code == slot_protocol.TASKS_COROUTINES:
+                raise _BecomesHost
+            elif self._host is not None:
+                self._host.stop(message[1])
             else:
                 self._waiting.heard(message)
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Send a packed report."""
         written = os.write(self._descriptors.reports, data)
         while written < len(data):
             written += os.write(self._descriptors.reports, memoryview(data)[written:])
@@ -250,7 +289,7 @@ class _Slot:
         except BaseException as error:  # SystemExit and KeyboardInterrupt in a task are failures of the task
             self.running = 0
             seconds = perf_counter() - started - (waiting.away_seconds - away) if started else 0.0
-            return self._report_error(piece, sequence, seconds, error)
+            return self.failure(piece, sequence, seconds, error)
 
     def _report_value(self, sequence: int, seconds: float, value: Any) -> bytes:
         encoded = payload.dumps(value, name="result")
@@ -268,17 +307,18 @@ class _Slot:
                 report.append(contains)
             packed = self._pack(report)
             return packed
-        self._write(self._pack([sequence, encoded.nbytes]))
-        while sequence not in self._segment_answers:
+        self.write(self._pack([sequence, encoded.nbytes]))
+        while sequence not in self.segment_answers:
             self._read_tasks()
-        path, reason = self._segment_answers.pop(sequence)
+        path, reason = self.segment_answers.pop(sequence)
         if not path:
             raise StoreFull(reason)
         write_encoded(path, encoded)
         packed = self._pack([sequence, seconds, "segment", encoded.nbytes, contains])
         return packed
 
-    def _report_error(self, piece: _Piece, sequence: int, seconds: float, error: BaseException) -> bytes:
+    def failure(self, piece: _Piece, sequence: int, seconds: float, error: BaseException) -> bytes:
+        """The report of a task that ended without a value, packed."""
         if isinstance(error, TaskInterrupted):
             kind, data = "interrupted", b""
             details: dict[str, Any] = {"message": "the task was stopped while it ran"}
@@ -378,7 +418,7 @@ class _Slot:
 
     def _after_fork_in_child(self) -> None:
         # A task's own child must not hold the slot's pipes open, and is no slot when it comes back from the task.
-        self._forked = True
+        self.forked = True
         self.running = 0
         in_slot.enter(None)
         for descriptor in self._descriptors:

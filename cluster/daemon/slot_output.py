@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TextIO
 from cluster.daemon import slot_protocol
 from cluster.wire import task_output
 
-__all__ = ["SlotOutput", "open_output"]
+__all__ = ["RunName", "SlotOutput", "open_output", "write_all"]
 
 RunName = tuple[int, int]
 """A run of a task: attempt and row."""
@@ -135,7 +135,7 @@ class SlotOutput:
         with self._lock:
             if kind != self._open and not self._forked:
                 self._mark(kind)
-            _write_all(descriptor, data)
+            write_all(descriptor, data)
 
     def mark_task(self) -> None:
         """A task begins, and something here writes past Python: say that what follows is this task's."""
@@ -144,7 +144,7 @@ class SlotOutput:
             self._mark(task_output.RAW)
 
     def _mark(self, kind: int) -> None:
-        _write_all(self._descriptor, memoryview(task_output.pack_mark(self._token, kind, *self._running.run_name())))
+        write_all(self._descriptor, memoryview(task_output.pack_mark(self._token, kind, *self._running.run_name())))
         self._open = kind
 
     def end_task(self) -> None:
@@ -168,7 +168,7 @@ class SlotOutput:
         self.touched = True
         with self._lock:
             for part in task_output.pack_record(self._token, kind, attempt, row, record):
-                _write_all(self._descriptor, memoryview(part))
+                write_all(self._descriptor, memoryview(part))
 
     def log(self, record: logging.LogRecord, formatter: logging.Formatter, asked_for: bool = False) -> None:
         """Hand over a logging record. `asked_for`: the client shows it though its logger would not."""
@@ -236,7 +236,8 @@ class SlotOutput:
         self._forked = True
 
 
-def _write_all(descriptor: int, data: memoryview) -> None:
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of it, in as many pieces as the descriptor takes it in."""
     written = os.write(descriptor, data)
     while written < len(data):
         written += os.write(descriptor, data[written:])

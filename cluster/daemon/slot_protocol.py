@@ -25,8 +25,8 @@ The page, by offset:
          its attempt, row and fraction (8 bytes each), the message's length (2 bytes), the message
 
 Reports are told apart by their length: 1, `[0]`: ready for tasks. 2, `[sequence, nbytes]`: wants a segment, or with a
-REPORT_… code in the place of the bytes: waits for other tasks, or wants to go on. Else it is a task's report as
-`cluster.worker.events` describes it.
+REPORT_… code in the place of the bytes: waits for other tasks, wants to go on, or stops a coroutine. Else it is a
+task's report as `cluster.worker.events` describes it.
 
 Starter: msgpack arrays that begin with a STARTER_… code (`starter_channel.py`).
 """
@@ -47,6 +47,7 @@ __all__ = [
     "PROGRESS_COUNTER_OFFSET",
     "PROGRESS_OFFSET",
     "PROGRESS_TEXT_BYTES",
+    "REPORT_STOPPING",
     "REPORT_WAITS",
     "REPORT_WOKEN",
     "STARTER_CLUSTER",
@@ -56,10 +57,12 @@ __all__ = [
     "STARTER_START",
     "STARTER_STARTED",
     "TASKS_ACTOR",
+    "TASKS_COROUTINES",
     "TASKS_DEFINE",
     "TASKS_GIVE",
     "TASKS_GO_ON",
     "TASKS_SEGMENT",
+    "TASKS_STOP",
     "TASKS_WAIT_NOTED",
     "TOKEN_OFFSET",
     "claim_record",
@@ -85,10 +88,13 @@ TASKS_SEGMENT: Final = 2  # sequence, path (empty: no room), reason
 TASKS_WAIT_NOTED: Final = 3  # sequence: what is claimed from now on runs inside this task, which waits
 TASKS_ACTOR: Final = 8  # reference of a future: what the first task makes is kept in this process, as an actor
 TASKS_GO_ON: Final = 4  # sequence, whether it is interrupted
+TASKS_COROUTINES: Final = 9  # this process runs coroutines, many at once; comes before the first task
+TASKS_STOP: Final = 10  # sequence of a coroutine
 
 # slot -> agent, in the place of a segment's bytes
 REPORT_WAITS: Final = -1
 REPORT_WOKEN: Final = -2
+REPORT_STOPPING: Final = -3
 
 # agent -> starter
 STARTER_START: Final = 0  # slot, path prefix (empty: with the descriptors claim, tasks, reports, output, page)

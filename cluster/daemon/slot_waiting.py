@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, Self
 
 from cluster.daemon import in_slot, slot_protocol
 
-__all__ = ["SlotWaiting", "TaskInterrupted", "interrupt_again", "is_inside_client"]
+__all__ = ["CoroutineWaiting", "SlotWaiting", "TaskInterrupted", "interrupt_again", "is_inside_client"]
 
 _CLIENT_MODULES: Final = ("cluster.client", "cluster.session", "cluster.transport")
 _RUNS_USERS_FUNCTIONS: Final = "cluster.session.calls"
@@ -124,6 +124,23 @@ class SlotWaiting:
             self.noted[message[1]] = None
         else:
             self.going_on[message[1]] = message[2]
+
+
+class CoroutineWaiting(SlotWaiting):
+    """In a process of coroutines: many tasks run, and none has a seat to give up."""
+
+    @classmethod
+    def instead_of(cls, around: SlotWaiting) -> CoroutineWaiting:
+        """The same process's, from now on."""
+        return cls(around.slot, around.cluster, around.claim, around.tasks)
+
+    def task(self) -> tuple[int, int] | None:
+        """None: what leaves the process's client may be of several tasks. So these have no children."""
+        return None
+
+    def may_wait(self) -> bool:
+        """Who waits just waits."""
+        return False
 
 
 class _Waiting:

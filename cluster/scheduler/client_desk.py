@@ -32,7 +32,7 @@ from cluster.wire import messages
 
 __all__ = ["ClientDesk"]
 
-_NOT_KEPT = frozenset(("awaited", "parent", "keep", "actor", "actor_call"))
+_NOT_KEPT = frozenset(("awaited", "parent", "keep", "actor", "actor_call", "coroutine"))
 _NO_OPTIONS: dict[str, Any] = {}
 
 PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that died in silence is given up before
@@ -183,6 +183,8 @@ class ClientDesk:
             if starts is None or any(first == stop for first, stop in pairwise(starts)):
                 raise ProtocolError(f"calls of {message.label!r} name no actor")
             run.calls_actor = True
+        elif "coroutine" in message.options:
+            run.is_coroutine = True
         if "parent" in message.options:
             self.lifecycle.nesting.adopt(run, message.options["parent"])
         return run

@@ -493,6 +493,8 @@ def _running(run: Run, worker: WorkerRecord, where: dict[str, Any]) -> Reason:
 
 
 def _process(run: Run, where: dict[str, Any]) -> str:
+    if run.is_coroutine:
+        return "a process of coroutines"
     return "the actor's process" if run.calls_actor or run.makes_actor else f"slot {where['slot']}"
 
 

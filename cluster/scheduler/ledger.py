@@ -23,7 +23,7 @@ from cluster.scheduler.nesting import Parent
 from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
 from cluster.scheduler.suspects import SuspectLane, Suspicion
 from cluster.scheduler.table import FINISHED, OWNER_WANTS, READY, Run, Table
-from cluster.scheduler.workers import GrantRecord, WorkerRecord
+from cluster.scheduler.workers import COROUTINES, GrantRecord, WorkerRecord
 from cluster.wire import messages
 
 __all__ = ["Close", "Failure", "Ledger", "Send", "Settings"]
@@ -181,13 +181,16 @@ class Ledger:
 
     def lane_for(self, client: ClientRecord, options: dict[str, Any]) -> Lane:
         """The client's lane for tasks with these options."""
-        if "workers" not in options and "resources" not in options:
+        resources = options.get("resources", {})
+        if "coroutine" in options:
+            resources = {COROUTINES: 1.0, **resources}
+        if "workers" not in options and not resources:
             restriction = ANYWHERE
         else:
             restriction = Restriction(
                 tuple(options.get("workers", ())),
                 bool(options.get("allow_other_workers", False)),
-                tuple(sorted((str(name), float(amount)) for name, amount in options.get("resources", {}).items())),
+                tuple(sorted((str(name), float(amount)) for name, amount in resources.items())),
             )
             restriction = self.restrictions.setdefault(restriction, restriction)
         lane = client.lanes.get(restriction)

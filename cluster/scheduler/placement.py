@@ -182,7 +182,10 @@ class Placement:
         assert run.lane is not None and run.function is not None
         share = math.ceil(self.ledger.ready_rows / max(1, len(self.ledger.workers)))
         median = run.function.median_seconds
-        if median is not None:
+        if run.is_coroutine:
+            # As many as there is room for, but only where one that computes would have a slot to itself at first.
+            limit = TASKS_PER_GRANT if limit > 0 and worker.free_slots else 0
+        elif median is not None:
             each = min(median, self.ledger.settings.lead_seconds)
             limit = max(limit, math.ceil(self._lead_left(worker) / each))
             share = max(share, int(WORTH_SHARING_SECONDS / each))
@@ -227,7 +230,7 @@ class Placement:
             table.holder[start:stop] = array("i", (worker.index,)) * count
         lead = ledger.settings.lead_seconds
         seconds = function.median_seconds if function.median_seconds is not None else lead
-        if run.makes_actor or run.calls_actor:
+        if run.makes_actor or run.calls_actor or run.is_coroutine:
             seconds = 0.0  # it takes no slot time
         grant = GrantRecord(run, spans, seconds, min(seconds, lead), now)
         worker.add_grant(attempt, grant)
@@ -254,6 +257,8 @@ class Placement:
         options: dict[str, Any] = {}
         if "timeout_seconds" in run.options:
             options["timeout_seconds"] = run.options["timeout_seconds"]
+        if run.is_coroutine:
+            options["coroutine"] = True
         if run.parent >= 0:
             options["parent"] = [self.ledger.table.attempt[run.parent], run.parent]
         if run.makes_actor or run.calls_actor:
@@ -278,14 +283,16 @@ class Placement:
     def _origin_of(self, run: Run, spans: list[tuple[int, int]]) -> list[Any]:
         ledger = self.ledger
         before: list[int] = []
+        died: list[int] = []
         if ledger.deaths or ledger.failed_runs:
             for start, stop in spans:
                 rows = range(start, stop)
                 for row in sorted((ledger.deaths.keys() & rows) | (ledger.failed_runs.keys() & rows)):
                     before += (row, ledger.deaths.get(row, 0) + ledger.failed_runs.get(row, 0))
+                    died += (row, ledger.deaths.get(row, 0))
         key = run.options.get("key") or ""
         shift = run.first_number - run.start
-        return [run.client.identity, run.batch, shift, key, before, run.client.shows_output]
+        return [run.client.identity, run.batch, shift, key, before, run.client.shows_output, died]
 
     def _inputs_of(
         self, run: Run, spans: list[tuple[int, int]], worker: WorkerRecord

@@ -124,7 +124,7 @@ class Questions:
                     "name": worker.name,
                     "slots": worker.slots,
                     "memory_limit_bytes": worker.memory_limit_bytes,
-                    "resources": worker.resources,
+                    "resources": worker.declared_resources,
                     "process_id": worker.process_id,
                     "granted": worker.outstanding,
                     "held_values": worker.held_values,

@@ -156,7 +156,7 @@ class Reports:
                 "values": worker.held_values,
                 "values_bytes": worker.held_bytes,
                 "memory_limit_bytes": worker.memory_limit_bytes,
-                "resources": worker.resources,
+                "resources": worker.declared_resources,
                 "uptime_seconds": now - worker.joined_at,
                 "silent_seconds": now - worker.last_seen,
                 "versions": worker.versions,

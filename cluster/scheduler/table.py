@@ -94,6 +94,7 @@ class Run:
         "function",
         "has_dependents",
         "identity",
+        "is_coroutine",
         "is_join",
         "label",
         "lane",
@@ -137,6 +138,7 @@ class Run:
         self.parent = NO_PARENT  # the row of the running task that submitted it
         self.makes_actor = False  # creations of actors
         self.calls_actor = False  # calls of actors' methods; the last input of each is the actor's creation
+        self.is_coroutine = False  # its tasks run many at once in a process beside the slots
         self.is_join = False  # stands for the inputs that all tasks of another run share; nothing to run either
 
     @property

@@ -100,7 +100,8 @@ class WorkerDesk:
         if grant is not None:
             assert grant.run.function is not None
             grant.run.function.observe(message.median_seconds)
-            grant.run.client.charge(now, message.run_seconds)
+            if not grant.run.is_coroutine:  # that waited, for the most part, and took nobody's slot
+                grant.run.client.charge(now, message.run_seconds)
         worker.last_progress = now
         self.placement.refresh(worker)
 
@@ -234,7 +235,7 @@ class WorkerDesk:
         if message.kind == "missing":
             self._input_missing(worker, message.details)
         grant = worker.grants.get(attempt)
-        if grant is not None:
+        if grant is not None and not grant.run.is_coroutine:
             grant.run.client.charge(now, message.run_seconds)
         worker.last_progress = now
         if self._accept(worker, attempt, row):

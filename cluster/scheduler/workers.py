@@ -8,7 +8,11 @@ from typing import Any
 from cluster.scheduler.ready import Restriction
 from cluster.scheduler.table import Run
 
-__all__ = ["GrantRecord", "WorkerRecord"]
+__all__ = ["COROUTINES", "GrantRecord", "WorkerRecord"]
+
+COROUTINES = "coroutines"
+"""The resource of which a task that is a coroutine takes one."""
+_COROUTINES_A_SLOT = 1000  # unless the worker was started with another amount of that resource
 
 
 class GrantRecord:
@@ -26,7 +30,8 @@ class GrantRecord:
         self.lead_each = lead_each  # the same, but no more than the lead: a long task takes one slot's lead, not all
         self.granted_at = granted_at
         self.charged = False  # its one task was charged with the end of a worker
-        self.takes_slots = not (run.makes_actor or run.calls_actor)  # an actor lives beside the slots
+        # An actor lives beside the slots, and so do coroutines, which mostly wait.
+        self.takes_slots = not (run.makes_actor or run.calls_actor or run.is_coroutine)
 
 
 class WorkerRecord:
@@ -52,8 +57,9 @@ class WorkerRecord:
         self.addresses = [address]  # as grants name a value's holders; made once, since it is said so often
         self.slots = slots
         self.memory_limit_bytes = memory_limit_bytes
-        self.resources = resources
-        self.available = dict(resources)
+        self._declared = frozenset(resources)
+        self.resources = {COROUTINES: float(slots * _COROUTINES_A_SLOT), **resources}
+        self.available = dict(self.resources)
         self.actors = 0  # that live there; they keep their resources
         self.process_id = process_id
         self.versions: dict[str, str] = {}
@@ -80,6 +86,11 @@ class WorkerRecord:
         self.hungry: dict[int, None] = {}  # rows of these of which a child may be ready
         self.room = slots  # tasks that may run at a time and are no children of these
         self.newest_change = 0  # of what the agent told about them
+
+    @property
+    def declared_resources(self) -> dict[str, float]:
+        """What it was started with, for people."""
+        return {name: amount for name, amount in self.resources.items() if name in self._declared}
 
     @property
     def free_slots(self) -> int:

@@ -443,7 +443,7 @@ class Session:
         function = call.function
         if function.function_id not in self._defined:
             self._defined.add(function.function_id)
-            self._outbox.add_ahead(messages.DefineFunction(*function))
+            self._outbox.add_ahead(messages.DefineFunction(*function[:3]))
         if self._offers and message.dependencies:
             self._note_offers_needed(message)
         if self.table.value_bytes < HELD_VALUES_LIMIT_BYTES:

@@ -25,6 +25,8 @@ class Function(NamedTuple):
     function_id: bytes
     name: str
     blob: bytes
+    is_coroutine: bool = False
+    """Whether calling it makes a coroutine, so that its tasks run many at once in a process."""
 
 
 class Call(NamedTuple):

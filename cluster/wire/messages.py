@@ -371,10 +371,11 @@ class Grant(NamedTuple):
     push it here. Empty starts with inputs: every task takes all of them. Both are empty when no task has inputs.
     `inline_limit_bytes`: results up to this size travel in Done.
     `options`: timeout_seconds (float), parent (`[attempt, row]`, as in Submit), actor (the reference of the one task's
-    future), actor_call (bool: all rows are for one actor).
-    `origin` is what the tasks may be told of themselves: `[client_id, batch, shift, key, before, shown]`. A task's
-    number is its row plus `shift`; `key` is the user's own or empty; `before` is flat `[row, count, …]` of those that
-    failed or died so often; `shown` says whether the client wants to see what they write.
+    future), actor_call (bool: all rows are for one actor), coroutine (bool: all rows are coroutines).
+    `origin` is what the tasks may be told of themselves: `[client_id, batch, shift, key, before, shown, died]`. A
+    task's number is its row plus `shift`; `key` is the user's own or empty; `before` is flat `[row, count, …]` of those
+    that failed or died so often, `died` of those that died; `shown` says whether the client wants to see what they
+    write.
     """
 
     attempt: int

@@ -11,7 +11,7 @@ ends it; the other kinds are *records*, followed by `length` bytes:
 
     LOG, WARNING   a map that the client reads
     CONTINUED      bytes that come before those of the next record
-    PROGRESS       the task reports progress in the page that it shares with the agent; no bytes
+    PROGRESS       the task reports progress in the page that it shares with the agent: no bytes; or a map of it
 
 What is kept and sent on is a list of *entries*, `[kind, seconds since the epoch, bytes]`; `CUT` stands for what is not
 shown: its bytes are the number of those left out, as text.

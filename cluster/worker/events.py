@@ -28,6 +28,9 @@ What a shell has to keep to
   before `GoOn`. `GoOn` may come unasked, to interrupt a task that waits. Slots numbered beyond those that an agent has
   are further processes, for tasks that run while others wait (`cluster.worker.nesting`), and
   from `FIRST_ACTOR` on those of actors (`cluster.worker.actors`), which are not replaced.
+- **Coroutines.** From `FIRST_COROUTINES` on (`cluster.worker.coroutines`) processes run many tasks at once, when told
+  so (`BecomeCoroutines`): they claim whatever is in the pipe, and report in any order. A task there is stopped by
+  `StopCoroutine`; as soon as its event loop has taken note of that, the process says so (`CoroutineStopping`).
 - A slot asks for a segment at most once a task (`SegmentAsked`), and waits for the `AnswerSegment`.
 - `next_wakeup` is the time at which the machine wants a `Tick` if nothing else happens before; None: never.
 
@@ -93,6 +96,13 @@ class SlotWaits(NamedTuple):
 
 class SlotWoken(NamedTuple):
     """What the slot's task waited for has come; answered by GoOn when it may go on."""
+
+    slot: int
+    sequence: int
+
+
+class CoroutineStopping(NamedTuple):
+    """The coroutine was told to stop, and its event loop is not stuck; its report follows when it likes."""
 
     slot: int
     sequence: int
@@ -223,6 +233,7 @@ class Tick(NamedTuple):
 
 Event: TypeAlias = (
     Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
+    | CoroutineStopping
     | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
     | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
@@ -268,6 +279,19 @@ class BecomeActor(NamedTuple):
 
     slot: int
     reference: list[Any]
+
+
+class BecomeCoroutines(NamedTuple):
+    """This process runs coroutines, many at once."""
+
+    slot: int
+
+
+class StopCoroutine(NamedTuple):
+    """Cancel a coroutine; CoroutineStopping follows, and its report."""
+
+    slot: int
+    sequence: int
 
 
 class NoteWait(NamedTuple):
@@ -404,6 +428,6 @@ class Close(NamedTuple):
 
 Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
-    | TakeBack | Interrupt | KillSlot
+    | TakeBack | Interrupt | KillSlot | BecomeCoroutines | StopCoroutine
     | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

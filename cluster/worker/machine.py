@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from cluster.wire import messages
 from cluster.worker import events
+from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.errands import Errands
 from cluster.worker.events import Close, Effect, Event
 from cluster.worker.ledger import Ledger
@@ -137,7 +138,10 @@ class Agent:
         workforce, supply = self.workforce, self.supply
         match event:
             case events.SlotReports(slot, reports):
-                if self.outputs.writes(slot):
+                if slot >= FIRST_COROUTINES:
+                    process = workforce.process(slot)
+                    self.outputs.ended_among_others(slot, [process.run_at(report[0]) for report in reports])
+                elif self.outputs.writes(slot):
                     self.outputs.ended(slot, workforce.process(slot).run_at(reports[-1][0] + 1))
                 workforce.reported(slot, reports, now)
             case events.FromScheduler(message):
@@ -161,6 +165,8 @@ class Agent:
                 workforce.nesting.waits(slot, sequence, now)
             case events.SlotWoken(slot, sequence):
                 workforce.nesting.woken(slot, sequence)
+            case events.CoroutineStopping(slot, sequence):
+                workforce.coroutines.stopping(slot, sequence)
             case events.SegmentAsked(slot, sequence, nbytes):
                 workforce.segments.asked(slot, sequence, nbytes)
             case events.SegmentCreated(request, path):
@@ -302,6 +308,7 @@ class Agent:
                 "small_bytes": values.small_bytes,
                 "segment_bytes": values.segment_bytes,
                 **self.workforce.actors.figures(),
+                "coroutines": self.workforce.coroutines.count,
                 **self._figures,
             }
             ledger.send(messages.AgentHeartbeat(ledger.epoch, report))
@@ -320,6 +327,7 @@ class Agent:
     def _drain(self, now: float) -> None:
         if self.closed:
             return
+        self.workforce.coroutines.hand_back()
         if self._queue.count + self.supply.waiting_count:
             self._bring_back(_DRAINING_REQUEST, self._queue.count + self.supply.waiting_count)
         self._ledger.flush()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cluster.wire import messages
 from cluster.wire.task_output import CUT, LOG, PROGRESS, RAW, STDERR, STDOUT, Piece
+from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.ledger import Ledger
 from cluster.worker.orders import Orders
 from cluster.worker.values import value_key
@@ -121,7 +122,8 @@ class Outputs:
         self._runs: dict[int, RunOutput] = {}
         self._nbytes = 0
         self._forgotten: dict[int, None] = {}
-        self._writing: dict[int, RunOutput] = {}  # slot -> the run whose output came last, while it may go on
+        # Slot (where many tasks run at once, slot and run) -> the run whose output came last, while it may go on.
+        self._writing: dict[int | tuple[int, int], RunOutput] = {}
         self._unsent: dict[int, list[Entry]] = {}
         self._unsent_bytes = 0
         self._progress: dict[int, messages.Progress] = {}
@@ -158,9 +160,10 @@ class Outputs:
             run = self._runs[name] = RunOutput(attempt, row, assignment is not None and assignment.shown)
             self._nbytes += run.nbytes
             self._unsent[name] = []  # tells the scheduler where to ask
-        if self._writing.get(slot) is not run:
-            self._close(slot)
-            self._writing[slot] = run
+        writer = slot if slot < FIRST_COROUTINES else (slot, name)
+        if self._writing.get(writer) is not run:
+            self._close(writer)
+            self._writing[writer] = run
         before = run.nbytes
         shown = run.add(kind, seconds, data)
         self._nbytes += run.nbytes - before
@@ -183,13 +186,24 @@ class Outputs:
 
     def ended(self, slot: int, still_running: tuple[int, int] | None) -> None:
         """The slot reports tasks, or has died: what they wrote leaves first. It goes on with `still_running`."""
+        if slot >= FIRST_COROUTINES:
+            for writer in [writer for writer in self._writing if isinstance(writer, tuple) and writer[0] == slot]:
+                self._close(writer)
         run = self._writing.get(slot)
         if run is not None and (run.attempt, run.row) != still_running:
             self._close(slot)
         self.flush()
 
-    def _close(self, slot: int) -> None:
-        run = self._writing.pop(slot, None)
+    def ended_among_others(self, slot: int, runs: list[tuple[int, int] | None]) -> None:
+        """These runs of a process that runs many have ended: what they wrote leaves first."""
+        if self._writing:
+            for run in runs:
+                if run is not None:
+                    self._close((slot, value_key(*run)))
+            self.flush()
+
+    def _close(self, writer: int | tuple[int, int]) -> None:
+        run = self._writing.pop(writer, None)
         if run is not None and run.shown and run.end:
             self._send_on(value_key(run.attempt, run.row), run.rest())
             run.shown = False  # what a process that it left behind may still write is kept, and not shown

@@ -30,6 +30,7 @@ class Assignment:
     """One grant: rows under one attempt, and what they need to run. A task in it is an index."""
 
     __slots__ = (
+        "_died",
         "_indices",
         "actor_reference",
         "arguments",
@@ -40,6 +41,7 @@ class Assignment:
         "input_starts",
         "inputs",
         "is_actor_call",
+        "is_coroutine",
         "label",
         "offsets",
         "origin",
@@ -71,6 +73,8 @@ class Assignment:
         reference = grant.options.get("actor")
         self.actor_reference: list[Any] | None = reference  # of the future of what is to be an actor
         self.is_actor_call = bool(grant.options.get("actor_call"))  # the last input of each task is the actor
+        self.is_coroutine = bool(grant.options.get("coroutine"))
+        self._died: dict[int, int] | None = None  # made when it is first asked for
         self._indices: dict[int, int] | None = None  # made when a task is first looked for
         self.remaining = len(self.rows)  # tasks that have not been answered for
         # Ended and not reported yet: (row, nbytes, bytes that travel along, seconds) each.
@@ -89,6 +93,13 @@ class Assignment:
     def shown(self) -> bool:
         """Whether the client wants to see what the tasks write."""
         return bool(self.origin[5])
+
+    def deaths_of(self, index: int) -> int:
+        """How many processes the task has died in or with."""
+        if self._died is None:
+            died = self.origin[6] if len(self.origin) > 6 else []
+            self._died = dict(zip(died[::2], died[1::2], strict=True))
+        return self._died.get(self.rows[index], 0)
 
     def rows_from(self, first: int, count: int) -> int | bytes:
         """The rows of consecutive tasks: the first if they follow one another, else all, packed as 'Q'."""
@@ -120,11 +131,15 @@ class ReadyQueue:
         self._stretches: deque[Stretch] = deque()
         self.count = 0
         self.for_actors: list[Stretch] = []  # creations and calls: no slot runs them
+        self.coroutines: deque[Stretch] = deque()  # nor these, and they are not counted
 
     def append(self, assignment: Assignment, first: int, count: int) -> None:
         """Put tasks last."""
         if assignment.is_actor_call or assignment.actor_reference is not None:
             self.for_actors.append((assignment, first, count))
+            return
+        if assignment.is_coroutine:
+            self.coroutines.append((assignment, first, count))
             return
         if self._stretches:
             last, last_first, last_count = self._stretches[-1]

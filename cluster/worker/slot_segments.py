@@ -31,6 +31,7 @@ class SlotSegments:
         if slot is None:
             return
         request = slot.segment_request = self._new_request()
+        slot.segment_for = sequence
         self._requests[request] = (index, sequence)
         self._ledger.effects.append(CreateSegment(request, nbytes, b""))
 
@@ -53,8 +54,10 @@ class SlotSegments:
             slot.segment_request = 0
             self._ledger.effects.append(AnswerSegment(index, sequence, "", reason))
 
-    def drop(self, slot: Slot) -> None:
-        """The slot's task did not use it, or has ended before it came."""
+    def drop(self, slot: Slot, sequence: int = 0) -> None:
+        """The slot's task did not use it, or has ended before it came; with a sequence, only if it was that task's."""
+        if sequence and sequence != slot.segment_for:
+            return
         slot.segment_request = 0
         if slot.segment:
             self._ledger.effects.append(RemoveSegments([slot.segment]))

@@ -105,6 +105,7 @@ class Slot:
         self.stops: dict[int, str] = {}  # sequence -> "cancelled" or "timeout": to be ended, why
         self.kill_at: float | None = None  # an interrupt was sent; when patience ends
         self.segment = ""  # path of the segment that the running task was given
+        self.segment_for = 0  # the sequence of the task for which one was asked last
         self.segment_request = 0  # … or the request for one that is under way
 
     def give(self, assignment: Assignment, index: int, count: int, now: float) -> int:

@@ -81,6 +81,8 @@ class Whereabouts:
                     "seconds": now - slot.front_since,
                     "stopping": slot.stops.get(sequence, ""),
                 }
+        if assignment.is_coroutine:
+            return self._workforce.coroutines.whereabouts(assignment, index, now)
         place = self._workforce.actors.place_of(assignment, index)
         if place is not None:
             slot, ahead = place

@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 
 from cluster.errors import ProtocolError
 from cluster.worker.actors import FIRST_ACTOR, Actors
+from cluster.worker.coroutines import FIRST_COROUTINES, Coroutines
+from cluster.worker.deaths import cause_of, details_of_death
 from cluster.worker.events import (
     DefineInSlot,
     GiveTasks,
@@ -82,26 +84,31 @@ class Workforce:
         self._closing = False
         self.nesting = Nesting(self, ledger, queue, count)
         self.actors = Actors(self, ledger, supply, one_call_at_a_time=one_task_at_a_time)
+        self.coroutines = Coroutines(self, ledger, queue, count)
 
     # ------------------------------------------------------------------ facts
 
     @property
     def running_count(self) -> int:
         """Slots with a task, be it one that waits for others."""
-        busy = sum(1 for slot in self.processes if slot.outstanding or slot.stack)
+        busy = sum(1 for slot in self.processes if slot.outstanding or slot.stack) + self.coroutines.count
         return busy + self.actors.waiting_count if self.actors.slots else busy
 
     @property
     def processes(self) -> Collection[Slot]:
-        """The slots, and the actors' processes."""
+        """The slots, and the actors' processes: all that run one task at a time."""
         return [*self.slots, *self.actors.slots.values()] if self.actors.slots else self.slots
 
     def process(self, index: int) -> Slot:
-        """The slot of that number, or the actor's process."""
-        return self.slots[index] if index < FIRST_ACTOR else self.actors.slots[index]
+        """The slot of that number, or the process of an actor or of coroutines."""
+        if index < FIRST_ACTOR:
+            return self.slots[index]
+        return self.actors.slots[index] if index < FIRST_COROUTINES else self.coroutines.slots[index]
 
     def _find(self, index: int) -> Slot | None:
-        return self.slots[index] if index < FIRST_ACTOR else self.actors.slots.get(index)
+        if index < FIRST_ACTOR:
+            return self.slots[index]
+        return self.actors.slots.get(index) if index < FIRST_COROUTINES else self.coroutines.slots.get(index)
 
     def expected_seconds(self, slot: Slot) -> float:
         """How long what is in the slot's pipe is expected to take; infinite if a function was never measured."""
@@ -116,6 +123,8 @@ class Workforce:
     def next_wakeup(self) -> float | None:
         """When `wake` has something to do."""
         times = [] if self._balance_at is None else [self._balance_at]
+        if (due := self.coroutines.next_wakeup()) is not None:
+            times.append(due)
         for slot in self.processes:
             if slot.stack and slot.stack[-1].timeout_at is not None and slot.state is SlotState.READY:
                 times.append(slot.stack[-1].timeout_at)
@@ -141,15 +150,21 @@ class Workforce:
         if slot.state is SlotState.STARTING:
             slot.state = SlotState.READY
             slot.failed_starts = 0
-            if index >= FIRST_ACTOR:
+            if index >= FIRST_COROUTINES:
+                self.coroutines.ready(slot, now)
+            elif index >= FIRST_ACTOR:
                 self.actors.ready(slot, now)
 
     def exited(self, end: SlotExited, now: float) -> None:
         """The slot's process has ended. Only the task that it had claimed and not reported is charged with that."""
         slot = self.process(end.slot)
+        if end.slot >= FIRST_COROUTINES:
+            self.segments.drop(slot)
+            self.coroutines.exited(end, cause_of(end), now)
+            return
         if end.slot >= FIRST_ACTOR:
             self.segments.drop(slot)
-            self.actors.exited(slot, end, _cause(end), now)
+            self.actors.exited(slot, end, cause_of(end), now)
             return
         was_starting, was_ours = slot.state is SlotState.STARTING, slot.state is SlotState.ENDING
         self.segments.drop(slot)
@@ -186,7 +201,7 @@ class Workforce:
             self._ledger.effects.append(
                 Say(
                     f"slot {slot.index} has ended {slot.failed_starts} times in a row before it was ready, with "
-                    f"{_cause(end)}; it is tried again. It last wrote: {end.last_lines.strip() or 'nothing'}"
+                    f"{cause_of(end)}; it is tried again. It last wrote: {end.last_lines.strip() or 'nothing'}"
                 )
             )
         doublings = min(slot.failed_starts - 1, 10)
@@ -198,6 +213,7 @@ class Workforce:
             if slot.state is SlotState.READY:
                 slot.renew = True
                 self._pursue_renewal(slot)
+        self.coroutines.renew()
 
     def _pursue_renewal(self, slot: Slot) -> None:
         if not slot.renew or slot.state is not SlotState.READY:
@@ -205,16 +221,18 @@ class Workforce:
         if not slot.pipe_is_empty:
             self.ask_back(slot)
         elif not slot.outstanding and not slot.stack:
-            self._end(slot)
+            self.end(slot)
 
     def end_slots(self) -> None:
         """Replace the process of every slot now; a task that is lost with that, and was not stopped, runs again."""
         for slot in self.slots:
             if slot.state is SlotState.READY:
-                self._end(slot)
+                self.end(slot)
+        self.coroutines.end_all()
         self.actors.end_all("the worker's slots were restarted")
 
-    def _end(self, slot: Slot) -> None:
+    def end(self, slot: Slot) -> None:
+        """End a slot's process."""
         slot.renew = False
         slot.kill_at = None
         slot.state = SlotState.ENDING
@@ -237,6 +255,7 @@ class Workforce:
             for frame in slot.stack:
                 slot.stops.setdefault(frame.sequence, "cancelled")
             self.pursue_stop(slot, now)
+        self.coroutines.stop_all(now)
 
     def start(self, slot: Slot) -> None:
         """Start a slot's process."""
@@ -247,26 +266,12 @@ class Workforce:
     def _fail_dead(self, assignment: Assignment, task: int, kind: str, end: SlotExited) -> None:
         self.fail_dead(assignment, task, kind, end, waiting=False)
 
-    def fail_dead(self, assignment: Assignment, task: int, kind: str, end: SlotExited, *, waiting: bool) -> None:
-        """A task has ended with its process; `waiting`: while another ran inside it."""
-        if kind == "died" and waiting:
-            message = f"the process in which the task waited ended with {_cause(end)}, while a child of it ran there"
-        elif kind == "died":
-            message = f"the process that ran the task ended with {_cause(end)}"
-            if end.out_of_memory:
-                message += ": the kernel ended it because memory had run out"
-        else:
-            message = "the task did not stop when it was asked to, so its process was ended"
-        details = {
-            "message": message,
-            "signal": end.signal,
-            "exit_code": end.exit_code,
-            "lines": self._outputs.last_lines(assignment.attempt, assignment.rows[task]),
-            "peak_memory_bytes": end.peak_memory_bytes,
-            "out_of_memory_by": "kernel" if end.out_of_memory else "",
-        }
-        if waiting:
-            details["waiting"] = True
+    def fail_dead(
+        self, assignment: Assignment, task: int, kind: str, end: SlotExited, *, waiting: bool, beside: int = 0
+    ) -> None:
+        """A task has ended with its process; `waiting`: while another ran inside it; `beside`: with so many others."""
+        lines = self._outputs.last_lines(assignment.attempt, assignment.rows[task])
+        details = details_of_death(end, kind, lines, waiting=waiting, beside=beside)
         self._ledger.failed(assignment, task, kind, b"", details)
 
     # ------------------------------------------------------------------ reports
@@ -274,6 +279,9 @@ class Workforce:
     def reported(self, index: int, reports: list[Any], now: float) -> None:
         """Tasks have ended in the slot."""
         slot = self.process(index)
+        if index >= FIRST_COROUTINES:
+            self.coroutines.reported(slot, reports, now)
+            return
         slowest, position = 0.0, 0
         while position < len(reports):
             if reports[position][0] != slot.pieces[0].sequence:
@@ -285,7 +293,7 @@ class Workforce:
                 seconds = self._plain_values(slot, batch, now)
             else:
                 count = 1
-                self._one_report(slot, reports[position], now)
+                self.one_report(slot, *slot.end_front(1, now), reports[position], now)
                 seconds = (reports[position][1],)
             position += count
             slowest = max(slowest, max(seconds))
@@ -309,18 +317,18 @@ class Workforce:
         self._ledger.succeeded(assignment, rows, list(map(len, values)), values, seconds, now)
         return cast("tuple[float, ...]", seconds)
 
-    def _one_report(self, slot: Slot, report: list[Any], now: float) -> None:
+    def one_report(self, slot: Slot, assignment: Assignment, task: int, report: list[Any], now: float) -> None:
+        """One task has ended, however it did."""
         sequence, seconds, outcome = report[0], report[1], report[2]
-        assignment, task = slot.end_front(1, now)
         kind = slot.stops.pop(sequence, "")
         row = assignment.rows[task]
         if type(outcome) is not bytes and outcome != "segment":
-            self.segments.drop(slot)
+            self.segments.drop(slot, sequence)
             if outcome == "interrupted":
                 outcome = kind or "cancelled"
             self._ledger.failed(assignment, task, outcome, report[3], report[4], seconds)
         elif kind == "cancelled":
-            self.segments.drop(slot)
+            self.segments.drop(slot, sequence)
             self._ledger.failed(assignment, task, "cancelled", b"", {}, seconds)
         elif type(outcome) is bytes:
             values = self._supply.store_small(assignment.attempt, (row,), (outcome,))
@@ -337,6 +345,8 @@ class Workforce:
 
     def give_out(self, now: float) -> None:
         """Fill the pipes that run low from the queue; if it is empty, let idle slots have a part of a full pipe."""
+        if self._queue.coroutines and not self.paused:
+            self.coroutines.give_out(now)
         if self.nesting.active:
             self.nesting.give_out(now)
         elif self._queue.count and not self.paused:
@@ -520,6 +530,9 @@ class Workforce:
         if self.actors.slots and self.actors.withdraw(assignment, task):
             self._ledger.failed(assignment, task, "cancelled", b"", {})
             return
+        if assignment.is_coroutine:
+            self.coroutines.stop(assignment, task, now)
+            return
         for slot in self.processes:
             sequence = slot.find(assignment, task)
             if sequence:
@@ -540,6 +553,7 @@ class Workforce:
 
     def wake(self, now: float) -> None:
         """Do what was left for later: timeouts, kills, restarts, a second look at the pipes."""
+        self.coroutines.wake(now)
         for slot in self.processes:
             if slot.start_at is not None and now >= slot.start_at:
                 self.start(slot)
@@ -551,7 +565,7 @@ class Workforce:
             limit = front.assignment.timeout_seconds
             if slot.kill_at is not None:
                 if now >= slot.kill_at:
-                    self._end(slot)
+                    self.end(slot)
             elif limit and now >= slot.front_since + limit:
                 slot.stops.setdefault(front.sequence, "timeout")
                 self._interrupt(slot, front.sequence, now)
@@ -571,7 +585,3 @@ def _count_plain(reports: list[Any], start: int, limit: int) -> int:
         if len(report) != 3 or type(report[2]) is not bytes:
             return position - start
     return stop - start
-
-
-def _cause(end: SlotExited) -> str:
-    return f"signal {end.signal}" if end.signal >= 0 else f"exit status {end.exit_code}"

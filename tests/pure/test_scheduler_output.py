@@ -50,7 +50,7 @@ def test_output_goes_to_the_client_of_the_task() -> None:
     client, other, worker = showing(dialogue), showing(dialogue, "other"), dialogue.worker()
     number = client.submit()
     grant = worker.grant()
-    assert grant.origin == [client.client_id, -1, number - grant.runs[0], "", [], True]
+    assert grant.origin == [client.client_id, -1, number - grant.runs[0], "", [], True, []]
     wrote(worker, grant.attempt, grant.runs[0], entry(b"hello\n"))
     [[told, key, name, entries]] = client.hear(messages.TaskOutput).tasks
     assert (told, name, entries) == (number, "worker", [entry(b"hello\n")])

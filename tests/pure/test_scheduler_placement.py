@@ -92,7 +92,7 @@ def test_resources_bound_what_runs_at_once(dialogue: Dialogue) -> None:
     for grant, rows in ((first, [1]), (plain, [3]), (last, [2])):
         worker.done(grant, rows)
     client.inbox.clear()
-    assert dialogue.ledger.workers[0].available == {"gpu": 2.0}
+    assert dialogue.ledger.workers[0].available == {"gpu": 2.0, "coroutines": 4000.0}
 
 
 def test_resources_come_back_once_when_a_run_is_told_twice(dialogue: Dialogue) -> None:

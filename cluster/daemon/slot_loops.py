@@ -1,0 +1,305 @@
+"""A process that runs tasks that are coroutines, many at once.
+
+The main thread claims tasks, loads them and hears what the agent says; it runs no task, so it always answers. The tasks
+run on an event loop in a thread. Where one of them blocks that loop (it computes, or waits without `await`), the tasks
+that come next are run on a further loop in a further thread. So nothing new waits behind a task that blocks, and a task
+that blocks until another has ended gets what it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import mmap
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+import msgpack
+
+from cluster.daemon import slot_protocol
+from cluster.daemon.shared_output import SharedOutput
+from cluster.daemon.slot_run import SlotRun
+from cluster.daemon.slot_waiting import SlotWaiting, TaskInterrupted
+from cluster.daemon.task_context import running_inside
+from cluster.errors import StoreFull
+from cluster.storage.segments import write_encoded
+from cluster.wire import payload
+from cluster.wire.encoded import Encoded
+
+__all__ = ["CoroutineHost"]
+
+_SMALL_VALUE_BYTES: Final = 64 * 1024
+# A loop that has not begun a task after so long is blocked: the task is given to another.
+_BLOCKED_SECONDS: Final = 0.02
+# What `asyncio.to_thread` may use; each such thread mostly waits.
+_THREADS: Final = 1000
+
+
+class _Slot(Protocol):
+    forked: bool
+    segment_answers: dict[int, tuple[str, str]]
+
+    def find(self, sequence: int) -> Any: ...
+
+    def load(self, sequence: int) -> tuple[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]]: ...
+
+    def failure(self, piece: Any, sequence: int, seconds: float, error: BaseException) -> bytes: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def take_messages(self) -> None: ...
+
+
+class _Descriptors(Protocol):
+    @property
+    def claim(self) -> int: ...
+
+    @property
+    def tasks(self) -> int: ...
+
+    @property
+    def output(self) -> int: ...
+
+
+class _Run:
+    """One coroutine."""
+
+    def __init__(self, piece: Any, sequence: int, call: Callable[[], Any]) -> None:
+        self.piece = piece
+        self.sequence = sequence
+        self.call = call
+        self.name: tuple[int, int] = piece.name(sequence)
+        self.started = 0.0
+        self.task: asyncio.Task[None] | None = None
+        self.loop: _LoopThread | None = None
+        self.is_stopped = False
+        self.is_reporting = False
+        self.has_ended = False
+
+
+class _RunContext(SlotRun):
+    """What `cluster.current()` tells in a coroutine."""
+
+    def __init__(self, run: _Run, worker: str, page: mmap.mmap, output: SharedOutput) -> None:
+        self._run = run
+        piece = run.piece
+        super().__init__(
+            piece.context, piece.label, run.sequence - piece.sequence, run.sequence, run.started, worker, page, output,
+            lambda: 0 if run.has_ended else run.sequence,
+        )  # fmt: skip
+
+    def is_cancelled(self) -> bool:
+        return self._run.is_stopped
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, and the tasks that it has not begun."""
+
+    def __init__(self, run_task: Callable[[_Run], Any]) -> None:
+        self.not_begun: deque[_Run] = deque()
+        self.count = 0
+        self._run_task = run_task
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(_THREADS))
+        threading.Thread(target=self._serve, name="coroutines", daemon=True).start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def begin(self, run: _Run) -> None:
+        """Have a task begun."""
+        self.not_begun.append(run)
+        self.loop.call_soon_threadsafe(self._begin_next)
+
+    def _begin_next(self) -> None:
+        try:
+            run = self.not_begun.popleft()
+        except IndexError:
+            return  # another loop has taken it
+        run.loop = self
+        if run.is_stopped:
+            run.call = _stopped
+        run.task = self.loop.create_task(self._run_task(run))
+
+
+async def _stopped() -> None:
+    """In the place of a task that was stopped before it began: cancelled then, it would not even report."""
+    raise asyncio.CancelledError
+
+
+_running: contextvars.ContextVar[_Run | None] = contextvars.ContextVar("_running", default=None)
+
+
+class CoroutineHost:
+    """The process, from its first coroutine on."""
+
+    def __init__(
+        self, slot: _Slot, descriptors: _Descriptors, page: mmap.mmap, worker_name: str, around: SlotWaiting
+    ) -> None:
+        self._slot = slot
+        self._claim = descriptors.claim
+        self._tasks = descriptors.tasks
+        self._page = page
+        self._worker_name = worker_name
+        self._around = around
+        self._runs: dict[int, _Run] = {}
+        self._stopped_early: set[int] = set()
+        self._newest = 0  # the sequence that was claimed last
+        self._writing = threading.Lock()
+        self._answered = threading.Condition()
+        # One at a time: an agent makes room for one large result of a process after another.
+        self._reporter = ThreadPoolExecutor(1, thread_name_prefix="reports")
+        self.output = SharedOutput(descriptors.output, page, self)
+        self.output.install()
+        self._loop = _LoopThread(self._run_task)
+        running_inside(self._current_run)
+
+    # ------------------------------------------------------------------ the main thread
+
+    def run(self, sequence: int) -> None:
+        """Run tasks, this one first, until the agent closes the claim pipe."""
+        self._begin(sequence)
+        poll = select.poll()
+        poll.register(self._claim, select.POLLIN)
+        poll.register(self._tasks, select.POLLIN)
+        while True:
+            head = self._loop.not_begun[0] if self._loop.not_begun else None
+            readable = {descriptor for descriptor, _ in poll.poll(1000 * _BLOCKED_SECONDS if head else None)}
+            if self._tasks in readable:
+                self._take_messages()
+            elif self._claim in readable:
+                record = os.read(self._claim, slot_protocol.CLAIM_BYTES)
+                if len(record) < slot_protocol.CLAIM_BYTES:
+                    return
+                self._begin(int.from_bytes(record, "little"))
+            elif head is not None:
+                self._leave_a_blocked_loop(head)
+
+    def _take_messages(self) -> None:
+        self._slot.take_messages()
+        with self._answered:
+            self._answered.notify_all()
+
+    def _begin(self, sequence: int) -> None:
+        self._newest = sequence
+        try:
+            piece, function, positional, keywords = self._slot.load(sequence)
+        except BaseException as error:
+            self._write(self._slot.failure(self._slot.find(sequence), sequence, 0.0, error))
+            return
+        run = _Run(piece, sequence, lambda: function(*positional, **keywords))
+        self._runs[sequence] = run
+        if sequence in self._stopped_early:
+            self._stopped_early.discard(sequence)
+            self.stop(sequence)
+        self._loop.begin(run)
+
+    def _leave_a_blocked_loop(self, head: _Run) -> None:
+        """The loop does not get round to its next task: let another have what it has not begun."""
+        blocked = self._loop.not_begun
+        if not blocked or blocked[0] is not head:
+            return
+        self._loop = _LoopThread(self._run_task)
+        while blocked:
+            try:
+                self._loop.begin(blocked.popleft())
+            except IndexError:  # it has got round to it after all
+                return
+
+    def stop(self, sequence: int) -> None:
+        """Cancel a task."""
+        run = self._runs.get(sequence)
+        if run is None:
+            if sequence > self._newest:  # else it has just ended
+                self._stopped_early.add(sequence)
+            return
+        run.is_stopped = True
+        if run.loop is None:
+            self._write(_pack([sequence, slot_protocol.REPORT_STOPPING]))
+        else:
+            run.loop.loop.call_soon_threadsafe(self._cancel, run)
+
+    def _cancel(self, run: _Run) -> None:
+        self._write(_pack([run.sequence, slot_protocol.REPORT_STOPPING]))
+        if not run.started:
+            run.call = _stopped
+        elif run.task is not None and not run.is_reporting:
+            run.task.cancel()
+
+    # ------------------------------------------------------------------ a loop's thread
+
+    async def _run_task(self, run: _Run) -> None:
+        _running.set(run)
+        run.started = perf_counter()
+        try:
+            value = run.call()
+            if inspect.isawaitable(value):
+                value = await value
+            seconds = perf_counter() - run.started
+            encoded = payload.dumps(value, name="result")
+            run.is_reporting = True
+            if encoded.nbytes <= _SMALL_VALUE_BYTES and not encoded.futures:
+                self._end(run, _pack([run.sequence, seconds, encoded.to_bytes()]))
+            else:
+                loop = asyncio.get_running_loop()
+                self._end(run, await loop.run_in_executor(self._reporter, self._report, run, seconds, encoded))
+        except BaseException as error:
+            was_stopped = run.is_stopped and isinstance(error, asyncio.CancelledError)
+            told = TaskInterrupted() if was_stopped else error
+            self._end(run, self._slot.failure(run.piece, run.sequence, perf_counter() - run.started, told))
+
+    def _report(self, run: _Run, seconds: float, encoded: Encoded) -> bytes:
+        """Report a large value, or one with futures in it; in the reporter's thread."""
+        sequence = run.sequence
+        contains = [part for reference in encoded.futures for part in reference[:2]]
+        client = self._around.used
+        if contains and client is not None:
+            client.hand_over(run.name, contains)
+            client.settle()
+        if encoded.nbytes <= _SMALL_VALUE_BYTES:
+            return _pack([sequence, seconds, encoded.to_bytes(), contains])
+        self._write(_pack([sequence, encoded.nbytes]))
+        answers = self._slot.segment_answers
+        with self._answered:
+            self._answered.wait_for(lambda: sequence in answers)
+        path, reason = answers.pop(sequence)
+        if not path:
+            raise StoreFull(reason)
+        write_encoded(path, encoded)
+        return _pack([sequence, seconds, "segment", encoded.nbytes, contains])
+
+    def _end(self, run: _Run, report: bytes) -> None:
+        if self._slot.forked:
+            os._exit(0)  # a task called os.fork, and this is the child coming back from it: no process of tasks
+        run.has_ended = True
+        del self._runs[run.sequence]
+        self.output.end_run(run.name)
+        self._write(report)
+
+    def _write(self, data: bytes) -> None:
+        with self._writing:
+            self._slot.write(data)
+
+    # ------------------------------------------------------------------ what a task is told of itself
+
+    def run_name(self) -> tuple[int, int]:
+        """Attempt and row of the task that the calling code runs in; zeros outside of one."""
+        run = _running.get()
+        return (0, 0) if run is None else run.name
+
+    def _current_run(self) -> SlotRun | None:
+        run = _running.get()
+        return None if run is None else _RunContext(run, self._worker_name, self._page, self.output)
+
+
+def _pack(report: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(report)
+    return packed
