@@ -9,6 +9,7 @@ that blocks until another has ended gets what it waits for.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import mmap
@@ -37,7 +38,7 @@ __all__ = ["CoroutineHost"]
 
 _SMALL_VALUE_BYTES: Final = 64 * 1024
 # A loop that has not begun a task after so long is blocked: the task is given to another.
-_BLOCKED_SECONDS: Final = 0.02
+_BLOCKED_SECONDS: Final = 0.05
 # What `asyncio.to_thread` may use; each such thread mostly waits.
 _THREADS: Final = 1000
 
@@ -104,8 +105,9 @@ class _LoopThread:
 
     def __init__(self, run_task: Callable[[_Run], Any]) -> None:
         self.not_begun: deque[_Run] = deque()
-        self.count = 0
         self._run_task = run_task
+        self._running = 0
+        self._is_retired = False
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(ThreadPoolExecutor(_THREADS))
         threading.Thread(target=self._serve, name="coroutines", daemon=True).start()
@@ -113,21 +115,47 @@ class _LoopThread:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
 
     def begin(self, run: _Run) -> None:
         """Have a task begun."""
         self.not_begun.append(run)
         self.loop.call_soon_threadsafe(self._begin_next)
 
+    def first_not_begun(self) -> _Run | None:
+        """The task that waits for the loop, if one does."""
+        try:
+            return self.not_begun[0]
+        except IndexError:
+            return None
+
     def _begin_next(self) -> None:
         try:
             run = self.not_begun.popleft()
         except IndexError:
+            self._look_for_the_end()
             return  # another loop has taken it
         run.loop = self
         if run.is_stopped:
             run.call = _stopped
+        self._running += 1
         run.task = self.loop.create_task(self._run_task(run))
+        run.task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        self._look_for_the_end()
+
+    def retire(self) -> None:
+        """It gets nothing more; it ends with its last task."""
+        self._is_retired = True
+        self.loop.call_soon_threadsafe(self._look_for_the_end)
+
+    def _look_for_the_end(self) -> None:
+        if self._is_retired and not self._running and not self.not_begun:
+            self.loop.stop()
 
 
 async def _stopped() -> None:
@@ -171,7 +199,7 @@ class CoroutineHost:
         poll.register(self._claim, select.POLLIN)
         poll.register(self._tasks, select.POLLIN)
         while True:
-            head = self._loop.not_begun[0] if self._loop.not_begun else None
+            head = self._loop.first_not_begun()
             readable = {descriptor for descriptor, _ in poll.poll(1000 * _BLOCKED_SECONDS if head else None)}
             if self._tasks in readable:
                 self._take_messages()
@@ -204,15 +232,16 @@ class CoroutineHost:
 
     def _leave_a_blocked_loop(self, head: _Run) -> None:
         """The loop does not get round to its next task: let another have what it has not begun."""
-        blocked = self._loop.not_begun
-        if not blocked or blocked[0] is not head:
-            return
-        self._loop = _LoopThread(self._run_task)
-        while blocked:
-            try:
-                self._loop.begin(blocked.popleft())
-            except IndexError:  # it has got round to it after all
+        blocked = self._loop
+        try:
+            if blocked.not_begun[0] is not head:
                 return
+            self._loop = _LoopThread(self._run_task)
+            while True:
+                self._loop.begin(blocked.not_begun.popleft())
+        except IndexError:  # that was all, or it has got round to it after all
+            if blocked is not self._loop:
+                blocked.retire()
 
     def stop(self, sequence: int) -> None:
         """Cancel a task."""
@@ -225,7 +254,8 @@ class CoroutineHost:
         if run.loop is None:
             self._write(_pack([sequence, slot_protocol.REPORT_STOPPING]))
         else:
-            run.loop.loop.call_soon_threadsafe(self._cancel, run)
+            with contextlib.suppress(RuntimeError):  # that loop has just ended, after its last task
+                run.loop.loop.call_soon_threadsafe(self._cancel, run)
 
     def _cancel(self, run: _Run) -> None:
         self._write(_pack([run.sequence, slot_protocol.REPORT_STOPPING]))
@@ -249,12 +279,18 @@ class CoroutineHost:
             if encoded.nbytes <= _SMALL_VALUE_BYTES and not encoded.futures:
                 self._end(run, _pack([run.sequence, seconds, encoded.to_bytes()]))
             else:
-                loop = asyncio.get_running_loop()
-                self._end(run, await loop.run_in_executor(self._reporter, self._report, run, seconds, encoded))
+                self._reporter.submit(self._report_apart, run, seconds, encoded)
         except BaseException as error:
             was_stopped = run.is_stopped and isinstance(error, asyncio.CancelledError)
             told = TaskInterrupted() if was_stopped else error
             self._end(run, self._slot.failure(run.piece, run.sequence, perf_counter() - run.started, told))
+
+    def _report_apart(self, run: _Run, seconds: float, encoded: Encoded) -> None:
+        try:
+            report = self._report(run, seconds, encoded)
+        except BaseException as error:
+            report = self._slot.failure(run.piece, run.sequence, seconds, error)
+        self._end(run, report)
 
     def _report(self, run: _Run, seconds: float, encoded: Encoded) -> bytes:
         """Report a large value, or one with futures in it; in the reporter's thread."""
