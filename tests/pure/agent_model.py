@@ -62,6 +62,7 @@ class ModelSlot:
         self.segment = ""
         self.reference: list[Any] = []  # of the actor that it is to keep
         self.interrupted: list[int] = []
+        self.runs_coroutines = False
         self.unread: list[Any] = []
 
     def claim(self) -> int:
@@ -227,7 +228,7 @@ class AgentModel:
             case events.GiveTasks():
                 model = self.slots[effect.slot]
                 assert effect.function_id in model.functions
-                if self.one_task_at_a_time:
+                if self.one_task_at_a_time and not model.runs_coroutines:
                     assert effect.tasks == 1 and not model.pipe and not model.claimed
                 for index in range(effect.tasks):
                     model.tasks[effect.sequence + index] = (effect, index)
@@ -237,8 +238,11 @@ class AgentModel:
                 taken = list(self.slots[slot].pipe)
                 self.slots[slot].pipe.clear()
                 pending.append(events.TookBack(slot, taken))
-            case events.Interrupt(slot, sequence):
+            case events.Interrupt(slot, sequence) | events.StopCoroutine(slot, sequence):
                 self.slots[slot].interrupted.append(sequence)
+            case events.BecomeCoroutines(slot):
+                assert not self.slots[slot].tasks
+                self.slots[slot].runs_coroutines = True
             case events.BecomeActor(slot, reference):
                 self.slots[slot].reference = reference
             case events.NoteWait(slot, sequence):
