@@ -18,7 +18,7 @@ from typing import Any
 
 from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.ledger import Ledger
-from cluster.scheduler.ready import Lane
+from cluster.scheduler.ready import Bucket, Lane
 from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, is_kept_apart, moving_pays
 from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
@@ -137,25 +137,36 @@ class Placement:
 
     def _grant_child(self, worker: WorkerRecord, now: float) -> bool:
         """Grant children of a task that waits at the worker: they run in its own slot, so nobody else comes first."""
-        table, parents = self.ledger.table, self.ledger.parents
+        parents = self.ledger.parents
         for row in list(reversed(worker.hungry))[:HUNGRY_LOOKED_AT]:
             parent = parents[row]
             for identity, run in list(islice(parent.ready.items(), HUNGRY_LOOKED_AT)):
-                if run.bucket is None or not run.bucket.size:
+                found = False
+                for lane in _lanes_of(run):
+                    bucket = lane.bucket_of(run)
+                    if bucket is not None and bucket.size:
+                        found = True
+                        if self._grant_child_from(worker, run, lane, bucket, now):
+                            return True
+                if not found:
                     del parent.ready[identity]
-                    continue
-                lane = run.lane
-                assert lane is not None
-                limit = self._limit(run, worker, worker.slots - worker.outstanding)
-                if limit > 0 and worker.permits(lane.restriction):
-                    spans = run.bucket.take(worker.index, limit, table.state, self._may_move, 0)
-                    if spans:
-                        lane.size -= sum(stop - start for start, stop in spans)
-                        self._grant(worker, run, spans, now)
-                        return True
             if not parent.ready:
                 del worker.hungry[row]
         return False
+
+    def _grant_child_from(self, worker: WorkerRecord, run: Run, lane: Lane, bucket: Bucket, now: float) -> bool:
+        charged = isinstance(lane, SuspectLane) and lane.charged
+        limit = self._limit(run, worker, worker.slots - worker.outstanding)
+        if isinstance(lane, SuspectLane):
+            limit = 0 if is_kept_apart(worker, lane) else min(limit, 1, worker.slots - worker.outstanding)
+        if limit <= 0 or not worker.permits(lane.restriction):
+            return False
+        spans = bucket.take(worker.index, limit, self.ledger.table.state, self._may_move, 0)
+        if not spans:
+            return False
+        lane.size -= sum(stop - start for start, stop in spans)
+        self._grant(worker, run, spans, now).charged = charged
+        return True
 
     def _takes_suspect(self, worker: WorkerRecord, lane: SuspectLane) -> bool:
         """Whether a suspect would start there at once, and, once charged, be the only such one there."""
@@ -389,6 +400,14 @@ class Placement:
             return
         if self.ledger.ready_rows or self.surplus:
             self.look_again_at = now + LOOK_AGAIN_SECONDS
+
+
+def _lanes_of(run: Run) -> list[Lane]:
+    """Where ready rows of a run may be listed: its own lane, and those of its client's suspects."""
+    assert run.lane is not None
+    lanes = run.client.lanes
+    suspects = (lanes.get((kind, run.lane.restriction)) for kind in ("marked", "charged"))
+    return [run.lane, *(lane for lane in suspects if lane is not None)]
 
 
 def _one(run: Run) -> int:

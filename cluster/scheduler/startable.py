@@ -135,7 +135,7 @@ def is_kept_apart(worker: WorkerRecord, lane: Lane) -> bool:
 def runs_inside_parent(ledger: Ledger, row: int, worker: WorkerRecord) -> bool:
     """Whether the task that submitted a row waits at the worker: the row needs no process of its own there."""
     parent = ledger.parents.get(ledger.run(row).parent)
-    return parent is not None and parent.suspended_at == worker.index and row not in ledger.suspects
+    return parent is not None and parent.suspended_at == worker.index
 
 
 # --------------------------------------------------------------------------- requests that nobody can meet

@@ -132,7 +132,7 @@ class ExplainWatch:
         parent = ledger.run(row).parent
         name = (ledger.table.attempt[parent], parent)
         waits = parent >= 0 and any(name in worker.suspended for worker in ledger.workers.values())
-        if ("parent waits" in told) != (waits and suspicion is None):
+        if ("parent waits" in told) != waits:
             return f"row {parent}, its parent, {'waits' if waits else 'does not wait'}, and it tells {sorted(told)}"
         return self._parent(row, told["parent waits"].rows[0]) if "parent waits" in told else ""
 
@@ -184,7 +184,7 @@ class ExplainWatch:
         if runs >= slots:
             return "slot"
         parent = self._world.scheduler.ledger.run(row).parent
-        is_child = suspicion is None and parent in here and any(parent == other for _, other in worker.suspended)
+        is_child = parent in here and any(parent == other for _, other in worker.suspended)
         return "starting" if is_child or runs < worker.room else "processes"
 
     # ------------------------------------------------------------------ granted

@@ -74,6 +74,17 @@ def test_a_task_that_waits_takes_no_slot_and_its_child_comes_first() -> None:
     assert family.worker.grant().label == "other"  # no child is left: the slot is anybody's
 
 
+def test_a_child_whose_worker_ended_runs_inside_its_parent_where_no_process_is_left() -> None:
+    family = Family()
+    helper = family.dialogue.worker("helper")
+    family.waits()
+    family.room(0)
+    family.child()
+    helper.grant()
+    helper.disconnect()
+    assert family.worker.grant().options == {"parent": family.name}
+
+
 def test_a_task_that_goes_on_takes_its_slot_again() -> None:
     family = Family()
     family.waits()
