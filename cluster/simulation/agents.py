@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from cluster.simulation.coroutines import CoroutineProcess
 from cluster.simulation.network import Connection
 from cluster.simulation.slots import SlotProcess
 from cluster.simulation.timer import Timer
 from cluster.wire import messages
 from cluster.worker import events
+from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.machine import Agent, AgentIdentity
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class AgentProcess:
         self.draining = False
         self.files: dict[str, bytes] = {}
         self.slots: dict[int, SlotProcess] = {}
+        self.coroutines: dict[int, CoroutineProcess] = {}
         self.seats = slots
         self.seats_changed_at = 0.0
         self._free_seats = slots
@@ -104,12 +107,17 @@ class AgentProcess:
             case events.ToScheduler(message):
                 self.world.send(self.connection.to_far, message)
             case events.GiveTasks():
-                self.slots[effect.slot].give(effect)
+                self._process(effect.slot).give(effect)
             case events.DefineInSlot(slot, function_id, _, blob):
-                self.slots[slot].functions[function_id] = blob
+                self._process(slot).functions[function_id] = blob
+            case events.StopCoroutine(slot, sequence):
+                self.coroutines[slot].cancel(sequence)
             case events.TakeBack(slot):
                 assert not self.world.plan.one_task_at_a_time, "a task was asked back where there is no way back"
                 self._pending.append(events.TookBack(slot, self.slots[slot].take_back()))
+            case events.StartSlot(slot) if slot >= FIRST_COROUTINES:
+                self.coroutines[slot] = CoroutineProcess(self, slot)
+                self.coroutines[slot].start()
             case events.StartSlot(slot):
                 assert slot not in self.slots, "a slot was started that is there"
                 self.slots[slot] = SlotProcess(self, slot)
@@ -121,9 +129,9 @@ class AgentProcess:
             case events.Interrupt(slot, sequence):
                 self.slots[slot].interrupt(sequence)
             case events.KillSlot(slot):
-                self.slots[slot].die(-1, 9)
+                self._process(slot).die(-1, 9)
             case events.AnswerSegment(slot, sequence, path, reason):
-                self.slots[slot].answer_segment(sequence, path, reason)
+                self._process(slot).answer_segment(sequence, path, reason)
             case events.CreateSegment():
                 self._create_segment(effect)
             case events.RemoveSegments(paths):
@@ -141,6 +149,9 @@ class AgentProcess:
                 self._end()
             case events.Say():
                 pass
+
+    def _process(self, index: int) -> SlotProcess:
+        return self.slots[index] if index < FIRST_COROUTINES else self.coroutines[index]
 
     # ------------------------------------------------------------------ seats
 
@@ -178,7 +189,7 @@ class AgentProcess:
     def _end(self) -> None:
         self.alive = False
         self._timer.ended = True
-        for slot in self.slots.values():
+        for slot in (*self.slots.values(), *self.coroutines.values()):
             slot.forget()
         for link in self._links.values():
             if link.connection is not None:
@@ -194,7 +205,10 @@ class AgentProcess:
 
     def slot_ended(self, index: int, unclaimed: list[int], exit_code: int, signal: int) -> None:
         """A slot's process has ended, and all that it reported was read."""
-        del self.slots[index]
+        if index < FIRST_COROUTINES:
+            del self.slots[index]
+        else:
+            del self.coroutines[index]
         self.feed(events.SlotExited(index, unclaimed, exit_code, signal, "its last words", 1 << 20))
 
     # ------------------------------------------------------------------ files

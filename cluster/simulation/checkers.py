@@ -99,6 +99,8 @@ class PromiseWatch:
 
     def _may_run(self, row: int, worker: WorkerRecord) -> bool:
         ledger = self._world.scheduler.ledger
+        if ledger.run(row).is_coroutine and ledger.deaths.get(row):
+            return False  # it ended a process, perhaps, and is kept apart from others
         # Whether a slot is taken is seen in the processes: what is granted to a worker may be stuck behind another's.
         return bar(ledger, row, worker, 0.0) in (None, Bar.SLOT)
 

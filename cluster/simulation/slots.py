@@ -106,9 +106,13 @@ class SlotProcess:
             alone = effect.tasks == 1 and not self._pipe and not self._sequence
             assert alone, "a slot that takes one task at a time was given more"
         for index in range(effect.tasks):
-            self._tasks[effect.sequence + index] = (effect, index)
-            self._pipe.append(effect.sequence + index)
+            self.take(effect.sequence + index, effect, index)
         self._plan_claim()
+
+    def take(self, sequence: int, effect: events.GiveTasks, index: int) -> None:
+        """One task's record comes into the pipe."""
+        self._tasks[sequence] = (effect, index)
+        self._pipe.append(sequence)
 
     def take_back(self) -> list[int]:
         """Take out what is unclaimed, whatever the slot is doing."""

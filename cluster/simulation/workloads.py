@@ -125,6 +125,7 @@ class Shape:
     parents: float = 0.0
     depth: int = 2  # of children's children
     functions: int = 3
+    coroutines: float = 0.0  # not where tasks submit tasks
     skew: float = 1.0  # how many times longer the first client's tasks run
 
 
@@ -280,6 +281,8 @@ class Workload:
             options.pop("allow_other_workers", None)
         if random.random() < shape.priorities:
             options["priority"] = random.randint(-2, 2)
+        if shape.coroutines and random.random() < shape.coroutines:
+            options["coroutine"] = True
 
     def graph(self, client: int, sources: list[int], size: int) -> list[list[Spec]]:
         """Tasks in a random shape, on top of some that exist, as parts in order; a part of several is a map."""
