@@ -100,7 +100,8 @@ class ClusterExecutor(Executor):
     """Runs calls on the cluster, with the interface of `concurrent.futures`; `Client.as_executor` makes it.
 
     `max_workers` bounds how many of its tasks are on the cluster at once: the rest waits here. Without it the scheduler
-    gets everything at once, which is faster. The other options are those of `Client.options`, except `key`.
+    gets everything at once, which is faster; in a task it cannot be given. The other options are those of
+    `Client.options`, except `key`.
 
     >>> from cluster import Client
     >>> with Client() as client, client.as_executor() as executor:
@@ -118,6 +119,9 @@ class ClusterExecutor(Executor):
             raise TypeError(f"max_workers must be a whole number or None, not {max_workers!r:.100}")
         if max_workers is not None and max_workers <= 0:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
+        if max_workers is not None and in_slot.surroundings() is not None:
+            # The collector would submit what waits, and its calls would be children of whatever runs by then.
+            raise ValueError("in a task an executor takes no max_workers: leave it out, the scheduler bounds what runs")
         if options.get("key") is not None:
             raise TypeError("an executor takes no key: its calls would all be one task; `label` names them for people")
         self.in_slot = in_slot.surroundings() is not None
