@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,11 @@ __all__ = ["Interfaces"]
 
 class Interfaces(ClientCore):
     """What a client offers to programs that exist already."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        if hasattr(sys.modules.get("joblib"), "parallel_config"):
+            adapter("joblib")  # which registers the backend "cluster"
 
     def as_executor(self, **options: Any) -> Executor:
         """A `concurrent.futures.Executor` whose calls run on the cluster.
