@@ -6,12 +6,13 @@ import concurrent.futures
 import multiprocessing.pool
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psutil
 
 from benchmarks import tasks
-from benchmarks.systems import ACTORS, HANDLES, SINGLE, SLOTS, Cluster, System
+from benchmarks.systems import ACTORS, HANDLES, PARALLEL, SINGLE, SLOTS, Cluster, System
 
 
 class Executor(System):
@@ -131,7 +132,7 @@ class Joblib(System):
     setting = f"Parallel(n_jobs={SLOTS}), processes (loky), automatic batches"
     module = "joblib"
     distribution = "joblib"
-    abilities = frozenset()
+    abilities = frozenset({PARALLEL})
     first_result_program = (
         "from joblib import Parallel, delayed\n"
         "if __name__ == '__main__':\n"
@@ -143,24 +144,28 @@ class Joblib(System):
         import joblib
 
         self.joblib = joblib
-        self.parallel = joblib.Parallel(n_jobs=SLOTS)
-        self.parallel.__enter__()
+        self.processes_of_joblib = joblib.Parallel(n_jobs=SLOTS)
+        self.processes_of_joblib.__enter__()
 
     def close(self) -> None:
-        self.parallel.__exit__(None, None, None)
+        self.processes_of_joblib.__exit__(None, None, None)
 
     def calls(self, function: Callable[..., Any], columns: Iterable[Iterable[Any]]) -> Iterable[Any]:
         delayed = self.joblib.delayed(function)
         return (delayed(*row) for row in zip(*columns, strict=True))
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
-        return self.parallel(self.calls(function, columns))
+        return self.processes_of_joblib(self.calls(function, columns))
 
     def gather(self, level: Any) -> list[Any]:
         return list(level)
 
     def all_to_all(self, level: Any) -> Any:
         return self.map(tasks.total, [level] * len(level), range(len(level)))
+
+    def parallel(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.joblib.parallel_config("loky", n_jobs=SLOTS)
+        return context
 
     def first_value(self, function: Callable[..., Any], items: Sequence[Any]) -> Any:
         return next(self.joblib.Parallel(n_jobs=SLOTS, return_as="generator")(self.calls(function, [items])))

@@ -13,6 +13,7 @@ from benchmarks import (
     metg,
     nesting,
     output,
+    searches,
     startup,
     throughput,
 )
@@ -33,6 +34,7 @@ CASES: dict[str, Case] = {
         commands,
         metg,
         output,
+        searches,
     )
     for case in group.CASES
 }

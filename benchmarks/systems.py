@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psutil
@@ -20,6 +21,7 @@ SLOTS = 2
 SINGLE = "single submits"
 HANDLES = "handles of tasks that have not run"
 ACTORS = "objects that stay at a worker, whose methods are called"
+PARALLEL = "joblib's Parallel runs on it"
 
 
 class System:
@@ -79,6 +81,10 @@ class System:
         """A call of an actor's method; its handle."""
         return getattr(actor, method)(*arguments)
 
+    def parallel(self) -> AbstractContextManager[Any]:
+        """Within it joblib's `Parallel` runs on this system."""
+        raise NotImplementedError
+
     def processes(self) -> dict[str, list[int]]:
         """The process ids by role; "client" is this process."""
         children = psutil.Process().children(recursive=True)
@@ -91,7 +97,7 @@ class Cluster(System):
     name = "cluster"
     setting = f"LocalCluster(n_workers=1, slots={SLOTS})"
     module = "cluster"
-    abilities = frozenset({SINGLE, HANDLES, ACTORS})
+    abilities = frozenset({SINGLE, HANDLES, ACTORS, PARALLEL})
     first_result_program = (
         "from cluster import Client, LocalCluster\n"
         "if __name__ == '__main__':\n"
@@ -138,6 +144,10 @@ class Cluster(System):
 
     def actor(self, kind: type[Any]) -> Any:
         return self.client.submit(kind, actor=True).result()
+
+    def parallel(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.client.joblib()
+        return context
 
     def processes(self) -> dict[str, list[int]]:
         information = self.client.scheduler_info()
