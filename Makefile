@@ -2,7 +2,7 @@
 # that it needs, once, in a folder of its own, and again when pyproject.toml has changed.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-all soak bench lint clean
+.PHONY: help demo docs test test-all soak bench conformance lint clean
 SHELL := /bin/bash
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python` names another. Looked for only when needed.
@@ -20,6 +20,7 @@ help:
 	@echo "make test-all  the same, then the suite without the fast paths, the planted faults, and two minutes of make soak"
 	@echo "make soak      the simulator with fresh seeds, until interrupted or for SOAK_SECONDS (default 600)"
 	@echo "make bench     every figure beside its peers (Dask, joblib, concurrent.futures, Ray where it installs)"
+	@echo "make conformance  other projects' own tests of their interfaces, run on a cluster; hours; goes on where it stopped"
 	@echo "make docs      the documentation as web pages, in docs/_build/html"
 	@echo "make lint      ruff and mypy alone"
 	@echo "make clean     remove the environments and what the tools left"
@@ -48,6 +49,10 @@ endef
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check ray || echo "Ray does not install here: its column stays empty"
 	@touch $@
 
+.venv-conformance/installed: pyproject.toml
+	$(call environment,.venv-conformance,conformance)
+	@touch $@
+
 demo: .venv-demo/installed
 	.venv-demo/bin/python notebooks/flights.py --output demo-output $(DEMO)
 
@@ -74,6 +79,11 @@ soak: .venv/installed
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.run $(BENCH)
 
+# `make conformance SUITES="dask --again"` runs one suite anew.
+SUITES ?=
+conformance: .venv-conformance/installed
+	.venv-conformance/bin/python -m tests.conformance.run $(SUITES)
+
 clean:
-	rm -rf .venv .venv-demo .venv-bench .venv-virtualenv build dist demo-output docs/_build
+	rm -rf .venv .venv-demo .venv-bench .venv-conformance .conformance .venv-virtualenv build dist demo-output docs/_build
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

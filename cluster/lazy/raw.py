@@ -17,16 +17,23 @@ __all__ = ["NestedCall", "get_raw", "run_nested", "values_of"]
 class NestedCall:
     """A task inside a task: it runs where the outer one does."""
 
-    __slots__ = ("args", "function")
+    __slots__ = ("args", "function", "kwargs")
 
-    def __init__(self, function: Callable[..., Any], args: list[Any]) -> None:
+    def __init__(self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any] | None = None) -> None:
         self.function = function
         self.args = args
+        self.kwargs = kwargs or {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NestedCall, (self.function, self.args, self.kwargs) if self.kwargs else (self.function, self.args)
 
 
 def run_nested(value: Any) -> Any:
     """Run a call and those among its arguments, innermost first; anything else is a value."""
-    return value.function(*map(run_nested, value.args)) if type(value) is NestedCall else value
+    if type(value) is not NestedCall:
+        return value
+    kwargs = {name: run_nested(each) for name, each in value.kwargs.items()}
+    return value.function(*map(run_nested, value.args), **kwargs)
 
 
 def _list(*members: Any) -> list[Any]:

@@ -1,0 +1,70 @@
+"""Dask's own tests of its collections, with a cluster in place of every scheduler that Dask has a name for."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import dask
+import dask.base
+
+from cluster import Client, LocalCluster
+from tests.conformance.outcome import Outcome
+from tests.conformance.run import main_of_suite
+from tests.conformance.with_pytest import run_file
+
+_DASK: Final = Path(str(importlib.util.find_spec("dask").submodule_search_locations[0]))  # type: ignore[union-attr,index]
+_FOLDERS: Final = ("array", "bag", "dataframe")
+_SINGLE: Final = ("tests/test_delayed.py",)
+
+LEFT_OUT: Final[dict[str, dict[str, str]]] = {}
+"""By file, by pattern of a test's name, the reason why it is not run."""
+
+
+class Reached:
+    """A client that counts how often Dask calls it."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.calls = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reached:
+        return self  # tests copy Dask's configuration
+
+    def get(self, graph: Any, keys: Any, **options: Any) -> Any:
+        self.calls += 1
+        return self.client.get(graph, keys, **options)
+
+    def persist(self, collections: Any, **options: Any) -> Any:
+        self.calls += 1
+        options = {name: value for name, value in options.items() if name == "optimize_graph"}
+        return self.client.persist(collections, **options)
+
+
+def files() -> list[str]:
+    """Every file of tests of arrays, bags and dataframes, and the one of delayed calls."""
+    found = [path for folder in _FOLDERS for path in (_DASK / folder).rglob("tests/test_*.py")]
+    return sorted(str(path.relative_to(_DASK)) for path in found) + list(_SINGLE)
+
+
+def run(file: str) -> Outcome:
+    """Run one file."""
+    with LocalCluster(n_workers=1, slots=2) as local, Client(local, show_output=False) as client:
+        reached = Reached(client)
+        dask.base.named_schedulers.update(dict.fromkeys(dask.base.named_schedulers, reached.get))
+        reasons = LEFT_OUT.get(file, {})
+
+        def left_out(test: str) -> str | None:
+            return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, test)), None)
+
+        # Dask looks at this once, when `dask.array` is imported, which nothing here has done before.
+        of_expressions = {"array.query-planning": file.startswith("array/_array_expr/")}
+        with dask.config.set({"scheduler": reached.get, **of_expressions}):
+            return run_file(_DASK / file, left_out, lambda: reached.calls)
+
+
+if __name__ == "__main__":
+    main_of_suite(sys.modules[__name__])
