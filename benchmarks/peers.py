@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from benchmarks import tasks
-from benchmarks.systems import ACTORS, HANDLES, PARALLEL, SINGLE, SLOTS, Cluster, System
+from benchmarks.systems import ACTORS, COLLECTIONS, HANDLES, PARALLEL, SINGLE, SLOTS, Cluster, System
 
 
 class Executor(System):
@@ -178,7 +178,7 @@ class Dask(System):
     setting = f"LocalCluster(n_workers={SLOTS}, threads_per_worker=1), no dashboard, pure=False"
     module = "distributed"
     distribution = "distributed"
-    abilities = frozenset({SINGLE, HANDLES, ACTORS})
+    abilities = frozenset({SINGLE, HANDLES, ACTORS, COLLECTIONS})
     workers, threads = SLOTS, 1
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks import (
     actors,
     commands,
+    dask_collections,
     faces,
     first_value,
     graphs,
@@ -35,6 +36,7 @@ CASES: dict[str, Case] = {
         metg,
         output,
         searches,
+        dask_collections,
     )
     for case in group.CASES
 }

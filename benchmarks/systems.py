@@ -22,6 +22,7 @@ SINGLE = "single submits"
 HANDLES = "handles of tasks that have not run"
 ACTORS = "objects that stay at a worker, whose methods are called"
 PARALLEL = "joblib's Parallel runs on it"
+COLLECTIONS = "its `client` computes Dask's collections and graphs"
 
 
 class System:
@@ -32,6 +33,7 @@ class System:
     module = ""
     distribution = ""
     abilities: frozenset[str] = frozenset({SINGLE, HANDLES})
+    client: Any = None
     only_where_named = False
     first_result_program = ""
 
@@ -97,7 +99,7 @@ class Cluster(System):
     name = "cluster"
     setting = f"LocalCluster(n_workers=1, slots={SLOTS})"
     module = "cluster"
-    abilities = frozenset({SINGLE, HANDLES, ACTORS, PARALLEL})
+    abilities = frozenset({SINGLE, HANDLES, ACTORS, COLLECTIONS, PARALLEL})
     first_result_program = (
         "from cluster import Client, LocalCluster\n"
         "if __name__ == '__main__':\n"

@@ -52,7 +52,7 @@ def files() -> list[str]:
 
 def run(file: str) -> Outcome:
     """Run one file."""
-    with LocalCluster(n_workers=1, slots=2) as local, Client(local, show_output=False) as client:
+    with LocalCluster(n_workers=1, slots=2) as local, Client(local) as client:
         reached = Reached(client)
         dask.base.named_schedulers.update(dict.fromkeys(dask.base.named_schedulers, reached.get))
         reasons = LEFT_OUT.get(file, {})
