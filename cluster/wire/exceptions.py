@@ -17,6 +17,7 @@ from __future__ import annotations
 import traceback
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from cluster.errors import RemoteError, SerializationError
@@ -67,6 +68,10 @@ def _rebuild(kind: type[BaseException], arguments: tuple[Any, ...], state: dict[
         error = kind.__new__(kind, *arguments)
     except TypeError:
         error = BaseException.__new__(kind, *arguments)
+    # What the built-in kinds keep beside `args` (of Unicode errors all that they say) is set by their own `__init__`.
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    with suppress(TypeError):
+        builtin.__init__(error, *arguments)
     error.args = arguments
     error.__dict__.update(state)
     return error

@@ -37,6 +37,11 @@ class RewritesItsText(Exception):
         super().__init__(f"failed with {code}")
 
 
+class Unreadable(UnicodeDecodeError):
+    def __init__(self, data: bytes) -> None:
+        super().__init__("ascii", data, 1, 2, "no letter")
+
+
 class HoldsALock(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -84,6 +89,13 @@ def test_a_class_whose_init_needs_other_arguments_keeps_its_attributes() -> None
     back = there_and_back(NeedsTwo(3, "here"))
     assert isinstance(back, NeedsTwo)
     assert (back.code, back.place) == (3, "here")
+
+
+def test_a_class_whose_text_is_made_of_more_than_its_arguments_keeps_it() -> None:
+    # What stands there is kept by the built-in class beside `args`, and set by its `__init__` alone.
+    error = there_and_back(Unreadable(b"a\xe9"))
+    assert type(error) is Unreadable
+    assert str(error) == "'ascii' codec can't decode byte 0xe9 in position 1: no letter"
 
 
 def test_a_class_that_exists_only_here_travels_by_value() -> None:
