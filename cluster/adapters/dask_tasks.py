@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
+from types import GeneratorType
 from typing import Any, Final
 
 from dask._task_spec import Alias, DataNode, Dict, GraphNode, List, Set, Task, TaskRef, Tuple
@@ -18,6 +20,7 @@ _PLAIN: Final = frozenset({int, bool, type(None), type(...), slice})
 _SHORT: Final = frozenset({str, bytes})
 _SHORT_LENGTH: Final = 1000
 _NOTHING: Final[dict[str, Any]] = {}
+_WITHOUT_GENERATORS: Final = ("_operator", "builtins", "dask.array", "dask.dataframe", "numpy", "operator", "pandas")
 PATTERNS_LIMIT: Final = 10_000
 
 
@@ -34,6 +37,7 @@ class Conversion:
     def __init__(self, value_of: Callable[[Hashable], Any]) -> None:
         self._value_of = value_of
         self._patterns: dict[tuple[Any, ...], bytes] = {}
+        self._functions: dict[int, Callable[..., Any]] = {}
 
     def task_of(self, node: GraphNode) -> GraphTask:
         """The call that makes a node's value."""
@@ -46,11 +50,20 @@ class Conversion:
             except _NotPlain:
                 pass
             else:
-                return GraphTask(node.func, (), _NOTHING, inputs, self._packed(pattern))
+                return GraphTask(self._function(node.func), (), _NOTHING, inputs, self._packed(pattern))
         call = self._call(node)
+        function = self._function(node.func)
         if any(type(each) is NestedCall for each in (*call.args, *call.kwargs.values())):
+            call.function = function
             return GraphTask(run_nested, (call,), _NOTHING)
-        return GraphTask(node.func, tuple(call.args), call.kwargs)
+        return GraphTask(function, tuple(call.args), call.kwargs)
+
+    def _function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        known = self._functions.get(id(function))
+        if known is None:
+            known = function if _makes_no_generator(function) else _Listing(function)
+            self._functions[id(function)] = known
+        return known
 
     # ------------------------------------------------------------------ arguments that are packed once
 
@@ -126,6 +139,30 @@ class Conversion:
             return NestedCall(_made, [make, *members]) if nested else make(members)
         keys: list[Hashable] = [*argument.dependencies]
         return NestedCall(_run_node, [argument, keys, *map(self._value_of, keys)])
+
+
+class _Listing:
+    """Calls a function, and runs a generator that it gives to its end: in Dask's graphs a partition may be one, since
+    there it is often taken by a task of the same process."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Listing, (self.function,)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = self.function(*args, **kwargs)
+        return list(value) if type(value) is GeneratorType else value
+
+
+def _makes_no_generator(function: Any) -> bool:
+    """Whether it is of a library whose functions give arrays, frames and numbers."""
+    while isinstance(function, partial):
+        function = function.func
+    return (getattr(function, "__module__", None) or "").startswith(_WITHOUT_GENERATORS)
 
 
 def _arguments(pattern: tuple[Any, ...], next_input: list[int]) -> list[Any]:

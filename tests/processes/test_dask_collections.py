@@ -62,6 +62,8 @@ def test_bags_and_delayed(scheduler: Client) -> None:
         0: 34, 1: 33, 2: 33,
     }  # fmt: skip
     total = dask.delayed(sum)([dask.delayed(operator.mul)(n, n) for n in range(10)])
+    records = db.from_delayed([dask.delayed(lambda n: (n for _ in range(n)))(n) for n in range(4)])
+    assert records.sum().compute() == 14
     assert dask.delayed(lambda *, x, y: (x, y))(x={"k": total}, y=[total]).compute() == ({"k": 285}, [285])
 
 

@@ -108,3 +108,16 @@ class OwnNode(Task):
 def test_an_unknown_kind_of_node_computes_itself() -> None:
     node = OwnNode("key", show, TaskRef("a"))
     assert carried_out(Conversion(stands_for).task_of(node)) == ("own", 1)
+
+
+def test_a_generator_is_run_to_its_end() -> None:
+    conversion = Conversion(stands_for)
+
+    def pairs(*args: Any) -> Any:
+        return ((each, each) for each in args)
+
+    assert carried_out(conversion.task_of(Task("key", pairs, TaskRef("a"), 2))) == [(1, 1), (2, 2)]
+    assert carried_out(conversion.task_of(Task("key", pairs, [3]))) == [([3], [3])]
+    first, second = (conversion.task_of(Task(key, pairs, TaskRef("a"))) for key in "xy")
+    assert first.function is second.function
+    assert conversion.task_of(Task("key", max, 1, 2)).function is max
