@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.conformance.outcome import Outcome, Suite
 
-SUITES = ("dask", "joblib", "scikit_learn", "executor")
+SUITES = ("dask", "joblib", "scikit_learn", "concurrent_futures")
 """The suites, by their modules in this folder; one whose module is not there is left out."""
 KEPT = Path(".conformance")
 FILE_SECONDS = 3600
@@ -35,7 +35,12 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run all files, also those that were run before")
     parser.add_argument("--results", type=Path, default=KEPT, help="the folder of what came of each file")
     parser.add_argument("--table", action="store_true", help="run nothing; print the table of what is known")
+    parser.add_argument("--one", nargs=3, metavar=("SUITE", "FILE", "KEPT"), help="run one file in this process")
     arguments = parser.parse_args()
+    if arguments.one:
+        name, file, kept = arguments.one
+        save(_suite(name).run(file), Path(kept))
+        return 0
     named = arguments.suites or [name for name in SUITES if importlib.util.find_spec(f"tests.conformance.{name}")]
     outcomes: dict[str, dict[str, Outcome]] = {}
     for name in named:
@@ -55,18 +60,15 @@ def main() -> int:
 
 
 def main_of_suite(suite: Any) -> None:
-    """What `python -m tests.conformance.NAME [FILE...]` does; also how the examination runs one file apart."""
+    """What `python -m tests.conformance.NAME [FILE...]` does."""
     parser = argparse.ArgumentParser(description=suite.__doc__)
     parser.add_argument("files", nargs="*", metavar="FILE")
-    parser.add_argument("--keep", type=Path, help="write what came of the one file here")
     arguments = parser.parse_args()
     for file in arguments.files or suite.files():
         outcome = suite.run(file)
         print(f"{file}: {describe(outcome)}")
         for test in outcome.failed:
             print(f"  failed: {test}")
-        if arguments.keep:
-            save(outcome, arguments.keep)
 
 
 def describe(outcome: Outcome) -> str:
@@ -117,7 +119,7 @@ def _suite(name: str) -> Suite:
 def _run_apart(name: str, file: str, kept: Path) -> Outcome:
     log = kept.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", f"tests.conformance.{name}", file, "--keep", str(kept)]
+    command = [sys.executable, "-m", "tests.conformance.run", "--one", name, file, str(kept)]
     with log.open("wb") as output:
         try:
             code = subprocess.run(command, stdout=output, stderr=output, timeout=FILE_SECONDS, check=False).returncode
