@@ -11,11 +11,12 @@ import argparse
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def main() -> int:
                 print(f"{name} {file}: {describe(outcome)}, {time.monotonic() - began:.0f} s", flush=True)
             if kept.exists():
                 outcomes[name][file] = load(kept)
-    print(table(outcomes))
-    return int(any(outcome.failed for by_file in outcomes.values() for outcome in by_file.values()))
+    print(table(outcomes, explain))
+    return int(any(explain(*failure) is None for failure in _failures(outcomes)))
 
 
 def main_of_suite(suite: Any) -> None:
@@ -90,7 +91,13 @@ def load(path: Path) -> Outcome:
     return Outcome(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def table(outcomes: dict[str, dict[str, Outcome]]) -> str:
+def explain(name: str, file: str, test: str) -> str | None:
+    """The difference that makes a test fail, if its suite lists it among its DIFFERENCES."""
+    by_pattern = getattr(_suite(name), "DIFFERENCES", {}).get(file, {})
+    return next((reason for pattern, reason in by_pattern.items() if re.fullmatch(pattern, test)), None)
+
+
+def table(outcomes: dict[str, dict[str, Outcome]], explain: Callable[[str, str, str], str | None]) -> str:
     """Counts by suite, files in which fewer calls came than half the tests, failures, and skips by reason."""
     lines = ["| suite | files | passed | failed | skipped | calls |", "|---|---|---|---|---|---|"]
     for name, by_file in outcomes.items():
@@ -99,11 +106,27 @@ def table(outcomes: dict[str, dict[str, Outcome]]) -> str:
         for file, outcome in by_file.items():
             if outcome.reached < (outcome.passed + len(outcome.failed)) / 2:
                 lines.append(f"few calls: {name} {file}: {describe(outcome)}")
+    explained: Counter[str] = Counter()
+    for name, file, test in _failures(outcomes):
+        reason = explain(name, file, test)
+        if reason is None:
+            lines.append(f"failed: {name} {file} {test}")
+        else:
+            explained[f"{name}: {reason}"] += 1
+    lines += [f"failed and explained: {count} times: {reason}" for reason, count in explained.most_common()]
     for name, by_file in outcomes.items():
-        lines += [f"failed: {name} {file} {test}" for file, each in by_file.items() for test in each.failed]
         reasons = Counter(reason for each in by_file.values() for reason in each.skipped.values())
         lines += [f"skipped: {name}: {count} times: {reason}" for reason, count in reasons.most_common()]
     return "\n".join(lines)
+
+
+def _failures(outcomes: dict[str, dict[str, Outcome]]) -> list[tuple[str, str, str]]:
+    return [
+        (name, file, test)
+        for name, by_file in outcomes.items()
+        for file, outcome in by_file.items()
+        for test in outcome.failed
+    ]
 
 
 def _sums(outcomes: Iterable[Outcome]) -> str:

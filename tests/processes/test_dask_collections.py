@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -17,6 +20,8 @@ import pytest
 from dask._task_spec import Task, TaskRef
 
 from cluster import Client, Future, LocalCluster, current, get_client
+from tests.conformance.run import explain, load
+from tests.processes.whole_cluster import ROOT
 
 NUMBERS = np.arange(90_000.0).reshape(300, 300)
 FRAME = pd.DataFrame({"group": np.arange(1000) % 7, "value": np.arange(1000.0)})
@@ -149,3 +154,16 @@ def test_large_data_in_a_graph_travels_once(client: Client) -> None:
         patch.setattr(client._submission, "offer", lambda *args: offered.append(args) or offer(*args))
         assert x.sum().compute(scheduler=client) == data.sum()
     assert len(offered) <= 1
+
+
+@pytest.mark.timeout(300)
+def test_dasks_own_tests_of_delayed(tmp_path: Path) -> None:
+    # A file of the examination that takes seconds; the rest is run by `make conformance`.
+    file, kept = "tests/test_delayed.py", tmp_path / "outcome.json"
+    command = [sys.executable, "-m", "tests.conformance.run", "--one", "dask", file, str(kept)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    outcome = load(kept)
+    assert [test for test in outcome.failed if explain("dask", file, test) is None] == []
+    assert outcome.passed > 50
+    assert outcome.reached > outcome.passed / 2

@@ -16,6 +16,8 @@ OUTCOMES = {
     "folder/second.py": Outcome(7, ["test_it"], {"test_gpu": "needs a GPU", "test_net": "needs a network"}, 2),
 }
 
+DIFFERENCES: dict[str, dict[str, str]] = {}
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -28,7 +30,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return run.load(kept)
 
     monkeypatch.setattr(run, "_run_apart", run_apart)
-    monkeypatch.setattr(run, "_suite", lambda name: SimpleNamespace(files=lambda: list(OUTCOMES)))
+    monkeypatch.setattr(
+        run, "_suite", lambda name: SimpleNamespace(files=lambda: list(OUTCOMES), DIFFERENCES=DIFFERENCES)
+    )
     return ran
 
 
@@ -43,19 +47,23 @@ def test_a_file_that_was_run_is_not_run_again(
     run.save(OUTCOMES["first.py"], tmp_path / "dask" / "first.py.json")
     assert drive(monkeypatch, tmp_path) == 1, "a test has failed"
     assert calls == ["folder/second.py"]
-    drive(monkeypatch, tmp_path, "--table")
+    monkeypatch.setitem(DIFFERENCES, "folder/second.py", {"test_.*": "a copy comes back"})
+    assert drive(monkeypatch, tmp_path, "--table") == 0, "it is explained"
     assert len(calls) == 1
     drive(monkeypatch, tmp_path, "--again")
     assert calls[1:] == list(OUTCOMES)
 
 
 def test_the_table_has_counts_failures_and_every_reason() -> None:
-    lines = run.table({"dask": OUTCOMES}).splitlines()
+    lines = run.table({"dask": OUTCOMES}, lambda *_: None).splitlines()
     assert "| dask | 2 | 10 | 1 | 3 | 6 |" in lines
     assert "few calls: dask folder/second.py: 7 passed, 1 failed, 2 skipped, 2 calls reached the cluster" in lines
     assert "failed: dask folder/second.py test_it" in lines
     assert "skipped: dask: 2 times: needs a GPU" in lines
     assert not [line for line in lines if line.startswith("few calls: dask first.py")]
+    lines = run.table({"dask": OUTCOMES}, lambda *_: "a copy comes back").splitlines()
+    assert "failed and explained: 1 times: dask: a copy comes back" in lines
+    assert not [line for line in lines if line.startswith("failed:")]
 
 
 def test_a_process_that_dies_is_a_failure_of_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
