@@ -107,11 +107,12 @@ def test_every_definition_is_used() -> None:
     assert not [name for name in unused if not is_public_face(name)]
 
 
-# What asyncio, notebooks, the pickle module, logging, click and users of executors ask for by name.
+# What asyncio, notebooks, the pickle module, logging, click, joblib and users of executors ask for by name.
 CALLED_BY_OTHERS = {
-    "_max_workers", "_repr_svg_", "buffer_updated", "connection_lost", "connection_made", "data_received", "emit",
-    "eof_received", "format_commands", "get_buffer", "get_command", "list_commands", "pause_writing", "persistent_id",
-    "reducer_override", "resume_writing",
+    "_max_workers", "_repr_svg_", "abort_everything", "buffer_updated", "connection_lost", "connection_made",
+    "data_received", "emit", "eof_received", "format_commands", "get_buffer", "get_command", "list_commands",
+    "pause_writing", "persistent_id", "reducer_override", "resume_writing", "retrieve_result_callback", "start_call",
+    "stop_call",
 }  # fmt: skip
 
 
