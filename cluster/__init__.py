@@ -137,7 +137,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _local_cluster(**shape: int) -> LocalCluster:
+def _local_cluster(**shape: int | None) -> LocalCluster:
     local: Callable[..., LocalCluster] = __getattr__("LocalCluster")
     return local(**shape)
 
@@ -147,12 +147,18 @@ def _asynchronous_client() -> type[AsyncClient]:
     return kind
 
 
+def _engine_client(engine: str, address: object, asynchronous: bool) -> type[Client]:
+    kind: type[Client] = import_module("cluster.adapters.engines.client").client_type(engine, address, asynchronous)
+    return kind
+
+
 def _client_in_slot() -> Any:
     return import_module("cluster.client.in_slot").SlotClient
 
 
 providers.local_cluster_provider(_local_cluster)
 providers.asynchronous_client_provider(_asynchronous_client)
+providers.engine_client_provider(_engine_client)
 
 
 def _collections() -> CollectionsLike:

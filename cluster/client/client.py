@@ -25,7 +25,7 @@ from cluster.client.operations import Aside, Operation, Raised
 from cluster.client.options import checked_options, worker_names
 from cluster.client.output import TaskOutputs
 from cluster.client.progress import ProgressDisplays
-from cluster.client.providers import LocalClusterLike, asynchronous_client_type
+from cluster.client.providers import LocalClusterLike, client_type_for
 from cluster.client.results import SKIPPED
 from cluster.errors import ClusterError
 from cluster.ids import task_key
@@ -64,6 +64,11 @@ class Client(
     `show_output` what tasks print appears here while they run, their warnings are warnings here, and the loggers of
     this process handle what they log; of each task 1 MB at most. `Future.logs()` has it in any case.
 
+    `engine` runs the tasks elsewhere than on a cluster: "inline" in the calling thread, one after the other, where a
+    debugger stops in them; "threads" in threads of this process, "processes" in processes that end with the client,
+    `slots` at a time (as many as there are cores). The addresses "dask://host:port" and "ray://host:port" are of other
+    clusters. What an engine cannot do raises ClusterError.
+
     >>> from cluster import Client, LocalCluster
     >>> with LocalCluster(n_workers=1, slots=2) as cluster, Client(cluster) as client:
     ...     print(client.submit(pow, 2, 10).result(), client.gather(client.map(abs, [-1, -2])))
@@ -84,6 +89,8 @@ class Client(
         weight: float = ...,
         show_output: bool = ...,
         asynchronous: Literal[False] = ...,
+        engine: str = ...,
+        slots: int | None = ...,
     ) -> Self: ...
     @overload
     def __new__(
@@ -97,9 +104,11 @@ class Client(
         show_output: bool = ...,
         asynchronous: Literal[True],
     ) -> AsyncClient: ...
-    def __new__(cls, *arguments: Any, asynchronous: bool = False, **keywords: Any) -> Any:
-        """Make the face that was asked for."""
-        return super().__new__(asynchronous_client_type() if asynchronous and cls is Client else cls)
+    def __new__(cls, *arguments: Any, asynchronous: bool = False, engine: str = "cluster", **keywords: Any) -> Any:
+        """Make the face that was asked for, on the engine that was asked for."""
+        address = arguments[0] if arguments else keywords.get("address")
+        kind = client_type_for(engine, address, asynchronous) if cls is Client else None
+        return super().__new__(kind or cls)
 
     @classmethod
     def current(cls) -> Self:

@@ -8,6 +8,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,7 +32,7 @@ from cluster.transport.blocking import BlockingConnection
 from cluster.version import __version__
 from cluster.wire.encoded import Reference
 
-__all__ = ["ClientCore", "current_client", "each_future"]
+__all__ = ["ClientCore", "client_of_task", "current_client", "each_future"]
 
 T = TypeVar("T")
 
@@ -54,7 +55,12 @@ class ClientCore:
         asynchronous: bool = False,
         weight: float = 1.0,
         show_output: bool = True,
+        engine: str = "cluster",
     ) -> None:
+        if engine != "cluster":
+            raise TypeError(
+                f"engine= chooses the class of client: Client(engine={engine!r}), not {type(self).__name__}"
+            )
         check_weight(weight)
         self._weight = float(weight)
         if asynchronous is not self.asynchronous and asynchronous:
@@ -239,6 +245,8 @@ class ClientCore:
 
 
 _clients: weakref.WeakValueDictionary[bytes, ClientCore] = weakref.WeakValueDictionary()
+client_of_task: ContextVar[Callable[[], ClientCore] | None] = ContextVar("client_of_task", default=None)
+"""What gives the client whose task the calling code is, where an engine other than a slot runs it."""
 
 
 def current_client(asynchronous: bool | None = None) -> ClientCore | None:
@@ -247,6 +255,9 @@ def current_client(asynchronous: bool | None = None) -> ClientCore | None:
     if around is not None and not asynchronous:
         own: ClientCore = around.client()  # a task's, made when it is first asked for
         return own
+    task_client = client_of_task.get()
+    if task_client is not None and not asynchronous:
+        return task_client()
     for client in reversed(list(_clients.values())):
         if client.status == "running" and asynchronous in (None, client.asynchronous):
             return client

@@ -11,9 +11,10 @@ __all__ = [
     "adapter",
     "adapter_provider",
     "asynchronous_client_provider",
-    "asynchronous_client_type",
+    "client_type_for",
     "collections",
     "collections_provider",
+    "engine_client_provider",
     "local_cluster_provider",
     "open_local_cluster",
 ]
@@ -53,7 +54,7 @@ def local_cluster_provider(provider: Callable[..., LocalClusterLike]) -> None:
     _providers[:] = [provider]
 
 
-def open_local_cluster(**shape: int) -> LocalClusterLike:
+def open_local_cluster(**shape: int | None) -> LocalClusterLike:
     """Make a local cluster; the arguments are those of `LocalCluster`."""
     return _providers[0](**shape)
 
@@ -109,6 +110,17 @@ def asynchronous_client_provider(provider: Callable[[], type[Any]]) -> None:
     _asynchronous_types[:] = [provider]
 
 
-def asynchronous_client_type() -> type[Any]:
-    """The class of clients with the asyncio face."""
-    return _asynchronous_types[0]()
+_engine_types: list[Callable[[str, object, bool], type[Any]]] = []
+
+
+def engine_client_provider(provider: Callable[[str, object, bool], type[Any]]) -> None:
+    """Register what gives the class that `Client(engine=…)` makes: it derives from Client."""
+    _engine_types[:] = [provider]
+
+
+def client_type_for(engine: str, address: object, asynchronous: bool) -> type[Any] | None:
+    """The class of clients for an engine, or for a foreign cluster's address; None for a cluster of ours."""
+    foreign = isinstance(address, str) and address.startswith(("dask://", "ray://"))
+    if engine != "cluster" or foreign:
+        return _engine_types[0](engine, address, asynchronous)
+    return _asynchronous_types[0]() if asynchronous else None

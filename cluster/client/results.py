@@ -12,7 +12,7 @@ from typing import Any
 from cluster.client.driver import Driver
 from cluster.client.operations import Aside, Operation, Raised, Until, answer_to
 from cluster.client.submission import Submission
-from cluster.client.values import AgentConnections, Place, fetch
+from cluster.client.values import AgentConnections, Place
 from cluster.errors import (
     CancelledError,
     ClusterError,
@@ -160,7 +160,7 @@ class Results:
         found: list[Any],
     ) -> list[int]:
         """Get values from the agents and load them; return the places of those that could not be had."""
-        data = fetch(self._connections, places, deadline)
+        data = self._connections.fetch(places, deadline)
         missing = []
         for at in elsewhere:
             if numbers[at] in data:

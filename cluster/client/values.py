@@ -22,13 +22,15 @@ from cluster.wire import frames, messages
 from cluster.wire.arguments import ArgumentChanged
 from cluster.wire.payload import Encoded
 
-__all__ = ["AgentConnections", "Place", "Pusher", "fetch"]
+__all__ = ["AgentConnections", "Place", "Pusher"]
 
 SILENCE_LIMIT_SECONDS = 30.0
 """An agent from which nothing comes for so long during a transfer is given up."""
 VALUES_A_REQUEST = 4096
 INLINE_PUT_BYTES = 1 << 20
 IDLE_CONNECTIONS = 4
+
+Buffer = bytes | memoryview
 
 
 class Place(NamedTuple):
@@ -67,6 +69,10 @@ class AgentConnections:
                 return
         connection.close()
 
+    def fetch(self, places: Sequence[Place], deadline: float | None) -> dict[int, Buffer]:
+        """Get values from the agents that hold them; see `fetch` below."""
+        return fetch(self, places, deadline)
+
     def close(self) -> None:
         """Close those that nobody uses, and from now on each that is given back."""
         with self._lock:
@@ -78,8 +84,6 @@ class AgentConnections:
 
 
 # --------------------------------------------------------------------------- fetching
-
-Buffer = bytes | memoryview
 
 
 class _Answers:

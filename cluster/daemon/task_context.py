@@ -105,8 +105,8 @@ _look: list[Callable[[], Any]] = []
 
 
 def running_inside(look: Callable[[], TaskRun | None]) -> None:
-    """This process is a slot: `look` tells of the task that runs."""
-    _look[:] = [look]
+    """This process runs tasks: `look` tells of the one that the calling code is, before those registered earlier do."""
+    _look.insert(0, look)
 
 
 def current() -> TaskContext:
@@ -122,7 +122,7 @@ def current() -> TaskContext:
     ...     client.submit(work, 3).result()
     1
     """
-    run = _look[0]() if _look else None
+    run = next((found for look in _look if (found := look()) is not None), None)
     if run is None:
         raise ClusterError("cluster.current() tells of the running task, and this code does not run inside one")
     return TaskContext(run)

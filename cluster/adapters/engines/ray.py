@@ -1,0 +1,98 @@
+"""The engine of `Client("ray://host:port")`: tasks run on a Ray cluster, where values stay too.
+
+The desk keeps the graph and sends a task when its inputs are there; they are Ray's references, so data goes from node
+to node. On those nodes this package has to be installed, in this version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Final
+
+from cluster.adapters.engines.protocol import Outcome, Run
+from cluster.adapters.engines.running import LoadedFunctions, answer_call, no_future
+from cluster.errors import ClusterError
+from cluster.session.machine import Failure
+from cluster.session.parts import Function
+
+__all__ = ["RayEngine"]
+
+UNDER_WAY: Final = 10_000
+"""Runs that Ray is given at once: it has its own way to share them out."""
+
+_functions = LoadedFunctions()
+
+
+def run_on_node(
+    function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, *inputs: bytes
+) -> tuple[tuple[Any, ...], bytes]:
+    """What Ray's node runs: how it went, and the value's bytes."""
+    answer = answer_call(_functions, Function(*function), arguments, keywords, inputs, no_future)
+    if answer.kind:
+        return (answer.kind, answer.data, answer.details), b""
+    return (), answer.data
+
+
+class RayEngine:
+    """See `cluster.adapters.engines.protocol.Engine`."""
+
+    slots = UNDER_WAY
+    in_caller = False
+    without_effect = frozenset[str]()
+
+    def __init__(self, address: str | None) -> None:
+        if address is None:
+            raise ValueError('the engine "ray" needs an address: Client("ray://host:10001"), or "ray://local"')
+        self.name = address
+        try:
+            self._ray = import_module("ray")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{address} needs ray: install cluster-scheduler[ray]") from error
+        self._began = not self._ray.is_initialized()
+        if self._began:
+            where = None if address == "ray://local" else address
+            self._ray.init(where, log_to_driver=False, configure_logging=False)
+        self._remote = self._ray.remote(num_returns=2, max_retries=2)(run_on_node)
+        self._references: dict[Run, Any] = {}
+
+    def start(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
+        """Submit it to Ray."""
+        how, value = self._remote.remote(tuple(run.function), run.arguments, run.keywords, *run.inputs)
+        self._references[run] = how
+        how.future().add_done_callback(lambda done: self._ended(run, done, value, finish))
+
+    def _ended(self, run: Run, done: Any, value: Any, finish: Callable[[Run, Outcome], None]) -> None:
+        self._references.pop(run, None)
+        error = done.exception()
+        if error is not None:
+            kind = "cancelled" if type(error).__name__ == "TaskCancelledError" else "died"
+            details = {"type": type(error).__name__, "message": f"on the Ray cluster: {error}"}
+            finish(run, Outcome(Failure(kind, b"", details)))
+        elif done.result():
+            finish(run, Outcome(Failure(*done.result())))
+        else:
+            finish(run, Outcome(None, value))
+
+    def cancel(self, run: Run) -> None:
+        """Have Ray stop it: one that has begun is interrupted."""
+        reference = self._references.get(run)
+        if reference is not None:
+            self._ray.cancel(reference)
+
+    def put(self, data: bytes) -> Any:
+        """A Ray reference of the bytes."""
+        return self._ray.put(data)
+
+    def fetch(self, values: Sequence[Any]) -> Sequence[bytes]:
+        """The bytes, from where Ray has them."""
+        try:
+            found: Sequence[bytes] = self._ray.get(list(values))
+        except Exception as error:  # whatever Ray raises of its own
+            raise ClusterError(f"{self.name} cannot give values: {type(error).__name__}: {error}") from error
+        return found
+
+    def close(self) -> None:
+        """End the connection, if it was made here; the cluster goes on."""
+        if self._began:
+            self._ray.shutdown()
