@@ -27,6 +27,7 @@ DATA_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_BYTES = 65536
 MESSAGE_LIMIT_BYTES = 8192
 CHAIN_LIMIT = 8
+_NOTE = "Remote traceback:\n"
 
 
 def dump_exception(
@@ -50,12 +51,12 @@ def load_exception(data: bytes | memoryview, details: dict[str, Any]) -> BaseExc
     error = _load_chain(data) if len(data) else None
     if error is not None:
         text = details.get("traceback", "")
-        if not text or _add_note(error, f"Remote traceback:\n{text}"):
+        if not text or _add_traceback(error, text):
             return error
     type_name = str(details.get("type", "Exception"))
     remote = RemoteError(type_name, str(details.get("message", "")), str(details.get("traceback", "")))
     if remote.traceback_text:
-        remote.add_note(f"Remote traceback:\n{remote.traceback_text}")
+        remote.add_note(_NOTE + remote.traceback_text)
     return remote
 
 
@@ -160,9 +161,13 @@ def _load_chain(data: bytes | memoryview) -> BaseException | None:
     return first
 
 
-def _add_note(error: BaseException, note: str) -> bool:
+def _add_traceback(error: BaseException, text: str) -> bool:
     try:
-        error.add_note(note)
+        # One that came through several tasks has the tracebacks of the inner ones as notes, and the text repeats its
+        # notes: kept twice they would double with each task.
+        if _NOTE in text and hasattr(error, "__notes__"):
+            error.__notes__ = [note for note in error.__notes__ if not note.startswith(_NOTE)]
+        error.add_note(_NOTE + text)
     except Exception:  # a class that forbids attributes
         return False
     return True

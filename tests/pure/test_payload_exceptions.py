@@ -274,3 +274,15 @@ def test_a_surrogate_in_the_text_can_be_sent() -> None:
     _, details = dump_exception(raised(ValueError("\udcff")))
     details["message"].encode()
     details["traceback"].encode()
+
+
+def test_what_came_through_many_tasks_says_each_of_their_tracebacks_once() -> None:
+    error: BaseException = ValueError("deep")
+    for level in range(300):
+        error = load_exception(*dump_exception(raised(error)))
+        error.add_note(f"task number {level}")
+    assert type(error) is ValueError
+    notes = "\n".join(error.__notes__)
+    assert len([note for note in error.__notes__ if note.startswith("Remote traceback:")]) == 1
+    assert all(f"task number {level}" in notes for level in range(300))
+    assert len(notes) < 2 * TEXT_LIMIT_BYTES
