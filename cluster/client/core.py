@@ -251,13 +251,12 @@ client_of_task: ContextVar[Callable[[], ClientCore] | None] = ContextVar("client
 
 def current_client(asynchronous: bool | None = None) -> ClientCore | None:
     """The newest client of this process that is open, or None; of one face only, if that is said."""
-    around = in_slot.surroundings()
+    task_client, around = client_of_task.get(), in_slot.surroundings()
+    if task_client is not None and not asynchronous:
+        return task_client()
     if around is not None and not asynchronous:
         own: ClientCore = around.client()  # a task's, made when it is first asked for
         return own
-    task_client = client_of_task.get()
-    if task_client is not None and not asynchronous:
-        return task_client()
     for client in reversed(list(_clients.values())):
         if client.status == "running" and asynchronous in (None, client.asynchronous):
             return client

@@ -33,11 +33,7 @@ def get_client() -> Client:
     What a task submits through it and does not return, keep (`fire_and_forget`) or share is cancelled when the task
     ends. A task that waits gives its slot up: its own children run in it first. Raises ClusterError if there is none.
     """
-    around = in_slot.surroundings()
-    if around is None:
-        return Client.current()
-    client: Client = around.client()
-    return client
+    return Client.current()
 
 
 class DriverInSlot(Driver):

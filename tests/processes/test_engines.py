@@ -332,6 +332,12 @@ def test_a_task_knows_itself(client: Client, engine: str) -> None:
         current()
 
 
+def test_a_task_that_cannot_reach_its_client_is_told(client: Client, engine: str) -> None:
+    only(engine, FOREIGN, "its tasks can")
+    with pytest.raises(ClusterError, match=f"a task on {engine}://.* cannot submit tasks"):
+        client.submit(dive, 1).result(PATIENCE_SECONDS)
+
+
 # ------------------------------------------------------------------ limits
 
 

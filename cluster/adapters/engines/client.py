@@ -11,6 +11,7 @@ from cluster.adapters.engines.desk import Desk
 from cluster.adapters.engines.driver import EngineDriver
 from cluster.adapters.engines.inline import InlineEngine
 from cluster.adapters.engines.protocol import Engine
+from cluster.adapters.engines.running import current_run
 from cluster.adapters.engines.threads import ThreadsEngine
 from cluster.client.client import Client
 from cluster.client.future import Future, FutureSequence
@@ -188,4 +189,6 @@ class _InlineResults(Results):
         with self._driver.guard():
             failure = self._session.failures.get(number)
         key, frames = self.engine.here.last_failure
-        return error.with_traceback(frames) if failure is not None and failure.details.get("key") == key else error
+        if failure is None or failure.details.get("key") != key or current_run() is not None:
+            return error  # inside a task it would make the frames of all tasks around it part of its own failure
+        return error.with_traceback(frames)

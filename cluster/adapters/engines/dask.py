@@ -11,11 +11,10 @@ from importlib import import_module
 from typing import Any, Final
 
 from cluster.adapters.engines.protocol import Outcome, Run
-from cluster.adapters.engines.running import LoadedFunctions, answer_call, no_future
+from cluster.adapters.engines.running import answer_elsewhere
 from cluster.errors import ClusterError, ConnectionLost
 from cluster.ids import new_id
 from cluster.session.machine import Failure
-from cluster.session.parts import Function
 
 __all__ = ["DaskEngine"]
 
@@ -33,12 +32,11 @@ class RunFailed(Exception):
     __repr__ = __str__  # Dask's worker logs this, and the pickled exception is nothing to read
 
 
-_functions = LoadedFunctions()
-
-
-def run_on_worker(function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, *inputs: bytes) -> bytes:
+def run_on_worker(
+    engine_name: str, function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, *inputs: bytes
+) -> bytes:
     """What Dask's worker runs: the value's bytes, or RunFailed."""
-    answer = answer_call(_functions, Function(*function), arguments, keywords, inputs, no_future)
+    answer = answer_elsewhere(engine_name, function, arguments, keywords, inputs)
     if answer.kind:
         raise RunFailed(answer.kind, answer.data, answer.details)
     return answer.data
@@ -47,7 +45,6 @@ def run_on_worker(function: tuple[bytes, str, bytes], arguments: bytes, keywords
 class DaskEngine:
     """See `cluster.adapters.engines.protocol.Engine`."""
 
-    name = "dask"
     slots = UNDER_WAY
     in_caller = False
     without_effect = frozenset[str]()
@@ -72,6 +69,7 @@ class DaskEngine:
         """Submit it to Dask."""
         future = self._client.submit(
             run_on_worker,
+            self.name,
             tuple(run.function),
             run.arguments,
             run.keywords,

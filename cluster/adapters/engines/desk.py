@@ -365,7 +365,7 @@ class Desk:
         """It waits for its inputs, or is ready, or fails as one of them did."""
         task.state = WAITING
         task.missing = 0
-        for source in task.inputs:
+        for source in dict.fromkeys(task.inputs):  # one task may be there under several numbers
             if source.state == FAILED:
                 assert source.failure is not None
                 self._fail(task, source.failure, source.root or source)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from cluster.adapters.engines.protocol import Outcome, Run
 from cluster.adapters.engines.running import RunHere
 from cluster.client.core import ClientCore
+from cluster.session.machine import Failure
+from cluster.wire.exceptions import dump_exception
 
 __all__ = ["InlineEngine"]
+
+FRAMES_NEEDED: Final = 250
+"""A task that began with fewer could be stopped by the recursion limit inside our own code."""
 
 
 class InlineEngine:
@@ -28,6 +34,14 @@ class InlineEngine:
 
     def start(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
         """Run it now, and here."""
+        if run.depth and _frames_left() < FRAMES_NEEDED:
+            message = (
+                f"{run.key} is {run.depth} tasks deep, each inside the one that submitted it, and Python's stack has "
+                'no room for more: sys.setrecursionlimit gives it more, and engine="threads" needs none'
+            )
+            data, details = dump_exception(RecursionError(message))
+            finish(run, Outcome(Failure("exception", data, details)))
+            return
         finish(run, self.here.outcome(run, in_caller=True))
 
     def cancel(self, run: Run) -> None:
@@ -44,3 +58,11 @@ class InlineEngine:
     def close(self) -> None:
         """Let go of the last failure's frames."""
         self.here.last_failure = "", None
+
+
+def _frames_left() -> int:
+    """How many frames Python's recursion limit still allows here."""
+    frame, used = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, used = frame.f_back, used + 1
+    return sys.getrecursionlimit() - used

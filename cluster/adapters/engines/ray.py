@@ -11,24 +11,21 @@ from importlib import import_module
 from typing import Any, Final
 
 from cluster.adapters.engines.protocol import Outcome, Run
-from cluster.adapters.engines.running import LoadedFunctions, answer_call, no_future
+from cluster.adapters.engines.running import answer_elsewhere
 from cluster.errors import ClusterError
 from cluster.session.machine import Failure
-from cluster.session.parts import Function
 
 __all__ = ["RayEngine"]
 
 UNDER_WAY: Final = 10_000
 """Runs that Ray is given at once: it has its own way to share them out."""
 
-_functions = LoadedFunctions()
-
 
 def run_on_node(
-    function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, *inputs: bytes
+    engine_name: str, function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, *inputs: bytes
 ) -> tuple[tuple[Any, ...], bytes]:
     """What Ray's node runs: how it went, and the value's bytes."""
-    answer = answer_call(_functions, Function(*function), arguments, keywords, inputs, no_future)
+    answer = answer_elsewhere(engine_name, function, arguments, keywords, inputs)
     if answer.kind:
         return (answer.kind, answer.data, answer.details), b""
     return (), answer.data
@@ -58,7 +55,7 @@ class RayEngine:
 
     def start(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
         """Submit it to Ray."""
-        how, value = self._remote.remote(tuple(run.function), run.arguments, run.keywords, *run.inputs)
+        how, value = self._remote.remote(self.name, tuple(run.function), run.arguments, run.keywords, *run.inputs)
         self._references[run] = how
         how.future().add_done_callback(lambda done: self._ended(run, done, value, finish))
 

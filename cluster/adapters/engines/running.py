@@ -21,7 +21,7 @@ from cluster.wire.encoded import Reference
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.payload import dumps, loads
 
-__all__ = ["Answer", "LoadedFunctions", "RunHere", "answer_call", "current_run", "no_future"]
+__all__ = ["Answer", "LoadedFunctions", "RunHere", "answer_elsewhere", "current_run"]
 
 SMALL_VALUE_BYTES: Final = 64 * 1024
 FUNCTIONS_KEPT: Final = 256
@@ -218,6 +218,25 @@ def current_run() -> Run | None:
 running_inside(_running.get)
 
 
-def no_future(reference: Reference) -> Any:
-    """Where there is no client, no future can be made."""
-    raise ClusterError("a future cannot be used inside a task here: pass the future as an argument, not inside a value")
+# --------------------------------------------------------------------------- in a worker of another cluster
+
+
+_functions = LoadedFunctions()
+
+
+def answer_elsewhere(
+    engine_name: str, function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, inputs: Sequence[bytes]
+) -> Answer:
+    """Make a call in a process that has no client."""
+
+    def no_client() -> ClientCore:
+        raise ClusterError(
+            f"a task on {engine_name} runs where its client is not, and cannot submit tasks; those of a cluster can, "
+            "and of the engines inline, threads and processes"
+        )
+
+    token = client_of_task.set(no_client)
+    try:
+        return answer_call(_functions, Function(*function), arguments, keywords, inputs, lambda reference: no_client())
+    finally:
+        client_of_task.reset(token)
