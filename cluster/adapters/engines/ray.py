@@ -1,4 +1,4 @@
-"""The engine of `Client("ray://host:port")`: tasks run on a Ray cluster, where values stay too.
+"""The engine of `Client("ray://local")`: tasks run on the Ray cluster of this process, where values stay too.
 
 The desk keeps the graph and sends a task when its inputs are there; they are Ray's references, so data goes from node
 to node. On those nodes this package has to be installed, in this version.
@@ -17,6 +17,8 @@ from cluster.session.machine import Failure
 
 __all__ = ["RayEngine"]
 
+LOCAL: Final = "ray://local"
+"""The Ray cluster that this process has joined, or else one of its own on this machine."""
 UNDER_WAY: Final = 10_000
 """Runs that Ray is given at once: it has its own way to share them out."""
 
@@ -40,16 +42,20 @@ class RayEngine:
 
     def __init__(self, address: str | None) -> None:
         if address is None:
-            raise ValueError('the engine "ray" needs an address: Client("ray://host:10001"), or "ray://local"')
+            raise ValueError('the engine "ray" needs an address: Client("ray://local")')
         self.name = address
         try:
             self._ray = import_module("ray")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{address} needs ray: install cluster-scheduler[ray]") from error
         self._began = not self._ray.is_initialized()
+        if self._began and address != LOCAL:
+            raise ClusterError(
+                f"{address}: tasks cannot be sent through Ray's client port; on a node of that cluster call "
+                f'ray.init("auto") first, and then Client("{LOCAL}")'
+            )
         if self._began:
-            where = None if address == "ray://local" else address
-            self._ray.init(where, log_to_driver=False, configure_logging=False)
+            self._ray.init(log_to_driver=False, configure_logging=False)
         self._remote = self._ray.remote(num_returns=2, max_retries=2)(run_on_node)
         self._references: dict[Run, Any] = {}
 
