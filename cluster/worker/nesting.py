@@ -89,7 +89,8 @@ class Nesting:
     def pipe_emptied(self, slot: Slot) -> None:
         """Nothing is left in the pipe of a process with tasks that wait."""
         frame = slot.stack[-1]
-        if not frame.noted and not slot.outstanding:
+        # Without a pipe to take from, a child may be left that was given as the task went on: it is to run inside, too.
+        if not frame.noted and (slot.given_singly or not slot.outstanding):
             frame.noted = True
             self._hands_back = True
             self._ledger.effects.append(NoteWait(slot.index, frame.sequence))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster import Client, LocalCluster
+from cluster import Client, LocalCluster, get_client
 from cluster.daemon import slot_ends
 from cluster.errors import CancelledError, TaskDied
 from cluster.wire import messages
@@ -117,6 +117,17 @@ for name in ("fork", "memfd_create", "pidfd_open", "posix_fallocate", "sendfile"
     {change}
 del socket.SOCK_SEQPACKET
 """
+
+
+def wait_for_two() -> list[int]:
+    client = get_client()
+    futures = [client.submit(abs, -1), client.submit(abs, -2)]
+    return [future.result() for future in futures]
+
+
+def test_a_task_waits_for_one_child_after_the_other(plain: None) -> None:
+    with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:
+        assert client.submit(wait_for_two).result(20) == [1, 2]
 
 
 @pytest.mark.parametrize("wanted", [False, True], ids=["not-wanted", "not-there"])

@@ -246,7 +246,7 @@ class AgentModel:
             case events.BecomeActor(slot, reference):
                 self.slots[slot].reference = reference
             case events.NoteWait(slot, sequence):
-                assert not self.slots[slot].pipe
+                assert self.one_task_at_a_time or not self.slots[slot].pipe
                 self.noted.append((slot, sequence))
             case events.GoOn():
                 self.went_on.append(tuple(effect))

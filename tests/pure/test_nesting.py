@@ -310,6 +310,27 @@ def test_children_whose_parent_has_one_inside_already_get_a_free_seat() -> None:
     assert agent.starting == [2]  # the scheduler has granted all that it may, so nothing else would come
 
 
+def test_a_child_that_was_given_as_its_parent_went_on_runs_inside_its_next_wait() -> None:
+    agent = AgentModel(1, one_task_at_a_time=True)
+    agent.tell(grant(1, 1))
+    agent.slots[0].claim()
+    parent = waits(agent, 0)
+    agent.tell(grant(2, 2, first_row=5, parent=[1, 0]))
+    agent.finish(0)  # and the second child is put into the pipe, from which nothing can be taken back
+    agent.feed(events.SlotWoken(0, parent))
+    assert agent.went_on == [(0, parent, False)]
+    agent.slots[0].claimed = parent
+    waits(agent, 0)
+    assert agent.noted == [(0, parent)] * 2
+    agent.finish(0)
+    agent.feed(events.SlotWoken(0, parent))
+    agent.slots[0].claimed = parent
+    agent.finish(0)
+    agent.wait(0.01)
+    done = [message for message in agent.sent if isinstance(message, messages.Done)]
+    assert sum(sum(message.runs[1::2]) for message in done) == 3
+
+
 def test_at_most_eight_further_processes_a_slot() -> None:
     agent = AgentModel(1)
     for attempt in range(1, 10):
