@@ -23,6 +23,8 @@ from cluster.ids import new_id
 __all__ = ["Counter", "Event", "Lock", "Queue", "Semaphore", "Variable"]
 
 BATCH_BYTES = 1 << 20
+ACQUISITIONS_KEPT = 10_000
+"""So many an object remembers: those of tasks that ended without a release stand among them."""
 
 T = TypeVar("T")
 
@@ -98,8 +100,8 @@ class Leased(Named):
 
         A store that refuses a smaller number than it has seen is safe from a holder that lost its lease unawares.
         """
-        held = self._still_held()
-        return held[-1].fence if held else None
+        own = self._own()
+        return own[-1].fence if own else None
 
     def release(self) -> None:
         """Give back the oldest acquisition made through this object.
@@ -114,19 +116,22 @@ class Leased(Named):
         fence = yield from self._ask("acquire", self.max_leases, self.lease_seconds, *holder, timeout=timeout)
         if fence is not None:
             self._held.append(_Held(fence, task))
+            del self._held[:-ACQUISITIONS_KEPT]
         return fence is not None
 
-    def _still_held(self) -> list[_Held]:
-        """The acquisitions, without those that ended with a task which has run in this process before."""
-        if self._held:
-            task = self._coordination()._holding_task()
-            self._held = [held for held in self._held if held.task is None or held.task == task]
-        return self._held
+    def _own(self) -> list[_Held]:
+        """The acquisitions that are not another task's, which ran in this process before or waits below this one."""
+        if not self._held:
+            return []
+        task = self._coordination()._holding_task()
+        return [held for held in self._held if held.task is None or held.task == task]
 
     def _release(self) -> Operation[None]:
-        if not self._still_held():
+        own = self._own()
+        if not own:
             raise RuntimeError(f"{self!r} was not acquired")
-        held = self._held.pop(0)
+        held = own[0]
+        self._held.remove(held)
         try:
             yield from self._ask("release", held.fence)
         except Exception:

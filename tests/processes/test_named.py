@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster import Client, ClusterError, Counter, Event, LocalCluster, Lock, Queue, Semaphore, Variable
+from cluster import Client, ClusterError, Counter, Event, LocalCluster, Lock, Queue, Semaphore, Variable, get_client
 from tests.processes.whole_cluster import script, until, whole_cluster
 
 
@@ -295,6 +295,20 @@ def test_a_large_batch_comes_whole_and_in_order(client: Client, other: Client) -
     for number in range(100):
         queue.put((number, bytes(30_000)))
     assert [number for number, _ in Queue("many", other).get(batch=True)] == list(range(100))
+
+
+def look_at_the_lock() -> int | None:
+    return _OF_THE_PROCESS.fence
+
+
+def hold_it_while_a_child_looks() -> int | None:
+    with _OF_THE_PROCESS:
+        return get_client().submit(look_at_the_lock).result(10)
+
+
+def test_a_child_does_not_take_the_lock_that_its_parent_holds_in_the_same_process(client: Client) -> None:
+    assert client.submit(hold_it_while_a_child_looks).result(20) is None
+    assert not Lock("door", client).locked()
 
 
 # --------------------------------------------------------------------------- datasets
