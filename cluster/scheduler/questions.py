@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.lifecycle import Lifecycle
-from cluster.scheduler.table import FAILED, FINISHED, RELEASED
+from cluster.scheduler.table import FAILED, FINISHED, FREE, RELEASED
 from cluster.wire import messages
 
 __all__ = ["Questions"]
@@ -59,7 +59,7 @@ class Questions:
                 for step in range(length):
                     current = row + step
                     request.rows.append((number + step, current, ledger.run(current).identity))
-                    if table.state[current] not in (FINISHED, FAILED):
+                    if table.state[current] not in (FINISHED, FAILED, FREE):  # free: it was abandoned with its parent
                         waiting.append(current)
         request.left = len(waiting)
         if not waiting:

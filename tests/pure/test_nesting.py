@@ -177,6 +177,21 @@ def test_children_submitted_after_their_parent_has_ended_are_not_run() -> None:
     assert not any(isinstance(message, messages.Grant) for message in family.worker.inbox)
 
 
+def test_who_asks_where_a_child_is_that_went_with_its_parent_is_told_that_it_is_nowhere() -> None:
+    family = Family(slots=2)
+    first = family.child(2)
+    done = family.worker.grant()
+    family.worker.done(done)  # which keeps the numbers of both known
+    family.worker.done(family.parent)
+    family.outer.hear(messages.Finished)
+    while not isinstance(family.inner.inbox[0], messages.Failed):
+        family.inner.inbox.popleft()
+    gone = family.inner.hear(messages.Failed).runs[0]
+    assert gone in (first, first + 1)
+    family.inner.say(messages.Locate(7, [gone, 1]))
+    assert family.inner.hear(messages.Located) == messages.Located(7, [])
+
+
 def test_what_is_handed_over_outlives_its_release_until_the_value_holds_it() -> None:
     family = Family(slots=2)
     number, child = family.hands_over_a_child()
