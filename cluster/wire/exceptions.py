@@ -17,7 +17,7 @@ from __future__ import annotations
 import traceback
 import types
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from cluster.errors import RemoteError, SerializationError
@@ -27,6 +27,7 @@ DATA_LIMIT_BYTES = 1 << 20
 TEXT_LIMIT_BYTES = 65536
 MESSAGE_LIMIT_BYTES = 8192
 CHAIN_LIMIT = 8
+_TRAVELS_APART = ("__traceback__", "__cause__", "__context__", "__suppress_context__")
 _NOTE = "Remote traceback:\n"
 
 
@@ -103,25 +104,44 @@ def _origin(error: BaseException) -> tuple[BaseException | None, bool]:
 
 def _data(error: BaseException) -> bytes:
     """The exception and its causes as a value; without the causes if they are too large or cannot be pickled."""
-    first = _picklable(error)
-    if first is None:
-        return b""
-    chain: list[Any] = [first]
-    current = error
+    errors, links = [error], list[bool]()
     for _ in range(CHAIN_LIMIT):
-        origin, is_cause = _origin(current)
+        origin, is_cause = _origin(errors[-1])
         if origin is None:
             break
-        chain += (is_cause, _stand_in(origin))
-        current = origin
-    for attempt in (chain, chain[:1]):
-        try:
-            encoded = dumps(attempt)
-        except SerializationError:
-            continue
-        if encoded.nbytes <= DATA_LIMIT_BYTES:
-            return encoded.to_bytes()
+        errors.append(origin)
+        links.append(is_cause)
+    with ExitStack() as bare:
+        for each in errors:
+            bare.enter_context(_bare(each))
+        first = _picklable(error)
+        if first is None:
+            return b""
+        chain: list[Any] = [first]
+        for is_cause, origin in zip(links, errors[1:], strict=True):
+            chain += (is_cause, _stand_in(origin))
+        for attempt in (chain, chain[:1]):
+            try:
+                encoded = dumps(attempt)
+            except SerializationError:
+                continue
+            if encoded.nbytes <= DATA_LIMIT_BYTES:
+                return encoded.to_bytes()
     return b""
+
+
+@contextmanager
+def _bare(error: BaseException) -> Iterator[None]:
+    """Take from it, meanwhile, what travels apart: libraries (tblib, through Dask) teach pickle to take it along, and
+    through many tasks it grows without end."""
+    kept = {name: getattr(error, name) for name in _TRAVELS_APART}
+    for name in _TRAVELS_APART[:-1]:
+        BaseException.__setattr__(error, name, None)  # its class may forbid attributes
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            BaseException.__setattr__(error, name, value)
 
 
 def _picklable(error: BaseException) -> BaseException | _Rebuilt | None:

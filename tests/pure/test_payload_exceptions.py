@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import subprocess
 import sys
 import threading
@@ -286,3 +287,22 @@ def test_what_came_through_many_tasks_says_each_of_their_tracebacks_once() -> No
     assert len([note for note in error.__notes__ if note.startswith("Remote traceback:")]) == 1
     assert all(f"task number {level}" in notes for level in range(300))
     assert len(notes) < 2 * TEXT_LIMIT_BYTES
+
+
+def test_what_a_library_makes_pickle_take_along_with_an_exception_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def reduce(error: KeyError) -> tuple[Any, ...]:
+        taken.append((error.__traceback__, error.__cause__))  # as tblib does, which comes with Dask
+        return KeyError, error.args
+
+    monkeypatch.setitem(copyreg.dispatch_table, KeyError, reduce)
+    try:
+        raise KeyError("here") from ValueError("before")
+    except KeyError as error:
+        data, details = dump_exception(error)
+        assert error.__traceback__ is not None
+        assert isinstance(error.__cause__, ValueError)
+    assert set(taken) == {(None, None)}
+    loaded = load_exception(data, details)
+    assert isinstance(loaded.__cause__, ValueError)

@@ -19,8 +19,8 @@ from cluster.simulation.world import simulate
 from cluster.worker.machine import Agent
 
 # About a minute in all on two cores that others use as well.
-SEEDS = 150
-TOGETHER = 50
+SEEDS = 100
+TOGETHER = 25
 
 
 def seeds_with_a_history() -> list[int]:
