@@ -170,6 +170,7 @@ def test_higher_priority_goes_first_and_a_weight_must_be_one(tmp_path: Path) -> 
         log = str(tmp_path / "log")
         wanted = {"a": -1, "b": 0, "c": 5}
         futures = [client.submit(note, log, name, priority=priority) for name, priority in wanted.items()]
+        until(lambda: client.scheduler_info()["tasks"] == 4, "all have come")
         gate.open()
         client.gather([held, *futures])
         assert Path(log).read_text() == "cba"
