@@ -288,6 +288,10 @@ class Client(
 
     # ------------------------------------------------------------------ inside
 
+    def _possible(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of tasks that mean something where these run."""
+        return options
+
     def _submit(
         self,
         function: Callable[..., Any],
@@ -299,6 +303,7 @@ class Client(
         pure: bool,
         copies: bool = False,
     ) -> Future:
+        options = self._possible(options)
         if key is None and pure:
             key = self._submission.pure_key(function, args, kwargs, options)
         if key is not None:
@@ -329,7 +334,8 @@ class Client(
     ) -> FutureSequence:
         if not iterables:
             raise TypeError("map needs at least one iterable beside the function")
-        runs, call = self._complete_at_once(self._submission.map(function, iterables, kwargs, label, options, copies))
+        mapping = self._submission.map(function, iterables, kwargs, label, self._possible(options), copies)
+        runs, call = self._complete_at_once(mapping)
         numbers: Numbers = range(0)
         if len(runs) == 1:
             numbers = runs[0]

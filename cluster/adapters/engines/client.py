@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 from cluster.adapters.engines.desk import Desk
@@ -14,7 +14,6 @@ from cluster.adapters.engines.protocol import Engine
 from cluster.adapters.engines.running import current_run
 from cluster.adapters.engines.threads import ThreadsEngine
 from cluster.client.client import Client
-from cluster.client.future import Future, FutureSequence
 from cluster.client.providers import adapter, open_local_cluster
 from cluster.client.results import Results
 from cluster.client.values import AgentConnections, Place
@@ -107,30 +106,6 @@ class EngineClient(Client):
         self._engine.close()
 
     # ------------------------------------------------------------------ what an engine cannot do
-
-    def _submit(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        options: dict[str, Any],
-        label: str | None,
-        key: str | None,
-        pure: bool,
-        copies: bool = False,
-    ) -> Future:
-        return super()._submit(function, args, kwargs, self._possible(options), label, key, pure, copies)
-
-    def _map(
-        self,
-        function: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        kwargs: dict[str, Any],
-        options: dict[str, Any],
-        label: str | None,
-        copies: bool = False,
-    ) -> FutureSequence:
-        return super()._map(function, iterables, kwargs, self._possible(options), label, copies)
 
     def _possible(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options without those that mean nothing here; raises ClusterError for what the engine cannot promise."""
