@@ -27,8 +27,10 @@ from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import Store
 from cluster.daemon.memory_kills import MemoryKills
+from cluster.daemon.process_memory import own_bytes, resident_bytes
 from cluster.ids import new_id
 from cluster.installed import installed_versions
+from cluster.storage.segments import lies_in_memory
 from cluster.transport.steps import SendingStep
 from cluster.transport.tcp import Connection, Listener, connect, listen
 from cluster.wire.task_output import Piece
@@ -170,6 +172,7 @@ class AgentDaemon:
             heartbeat_interval_seconds=self._settings.heartbeat_interval_seconds,
             drain_seconds=self._settings.drain_seconds,
             one_task_at_a_time=not self._fast_paths.slots,
+            disk_prefix="" if lies_in_memory(self._store.paths[-1]) else f"{self._store.paths[-1]}/",
         )
 
     def _watch_signals(self) -> None:
@@ -367,17 +370,23 @@ class AgentDaemon:
     # ------------------------------------------------------------------ figures
 
     def _measure(self) -> None:
-        own = [os.getpid(), self._starter.process_id]
-        slots = list(self._starter.slot_process_ids.values())
-        figures = {
-            "agent_resident_bytes": sum(map(_resident_bytes, own)),
-            "slots_resident_bytes": sum(map(_resident_bytes, slots)),
-            "disk_bytes": self._store.disk_bytes,
-        }
-        self.feed(events.Measured(figures))
+        # The kernel may take milliseconds for large processes.
+        measuring = self._loop.run_in_executor(None, self._figures, list(self._starter.slot_process_ids.values()))
+        measuring.add_done_callback(self._measured)
         self._links.end_stalled()
         self._memory_kills.look()
-        self._loop.call_later(_MEASURE_SECONDS, self._measure)
+
+    def _figures(self, slots: list[int]) -> dict[str, int]:
+        return {
+            "agent_resident_bytes": sum(map(resident_bytes, (os.getpid(), self._starter.process_id))),
+            "slots_resident_bytes": sum(map(resident_bytes, slots)),
+            "slot_bytes": own_bytes(slots),
+        }
+
+    def _measured(self, figures: asyncio.Future[dict[str, int]]) -> None:
+        if not self._ended.done():
+            self.feed(events.Measured(figures.result()))
+            self._loop.call_later(_MEASURE_SECONDS, self._measure)
 
 
 def _event_of(slot: int, report: list[Any]) -> Event:
@@ -392,10 +401,3 @@ def _event_of(slot: int, report: list[Any]) -> Event:
     if what == slot_protocol.REPORT_STOPPING:
         return events.CoroutineStopping(slot, sequence)
     return events.SegmentAsked(slot, sequence, what)
-
-
-def _resident_bytes(process_id: int) -> int:
-    try:
-        return int(Path(f"/proc/{process_id}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # it has just ended, or there is no such file system
-        return 0

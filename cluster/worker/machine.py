@@ -17,11 +17,13 @@ from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.errands import Errands
 from cluster.worker.events import Close, Effect, Event
 from cluster.worker.ledger import Ledger
+from cluster.worker.memory import Memory
 from cluster.worker.orders import Orders
 from cluster.worker.output import Outputs
 from cluster.worker.queue import ReadyQueue
 from cluster.worker.supply import Supply
 from cluster.worker.uploads import Uploads
+from cluster.worker.values import Values
 from cluster.worker.whereabouts import Whereabouts
 from cluster.worker.workforce import Workforce
 
@@ -45,6 +47,8 @@ class AgentIdentity(NamedTuple):
     drain_seconds: float
     one_task_at_a_time: bool = False
     """Whether the shell has no pipe that tasks can be taken back from (see `events`)."""
+    disk_prefix: str = ""
+    """How the paths of segments begin that lie on disk and not in memory; empty: none does."""
 
 
 class Agent:
@@ -55,7 +59,9 @@ class Agent:
         self._ledger = Ledger()
         self._queue = ReadyQueue()
         self._last_request = 0
-        self.supply = Supply(self._ledger, self._queue, identity.address, self._new_request)
+        values = Values()
+        self.memory = Memory(identity.memory_limit_bytes, values, identity.disk_prefix)
+        self.supply = Supply(self._ledger, self._queue, identity.address, self._new_request, values, self.memory)
         self.orders = Orders(self._ledger)
         self.outputs = Outputs(self._ledger, self.orders)
         self.workforce = Workforce(
@@ -64,6 +70,7 @@ class Agent:
             self._queue,
             self.supply,
             self.outputs,
+            self.memory,
             self._new_request,
             one_task_at_a_time=identity.one_task_at_a_time,
         )
@@ -196,6 +203,7 @@ class Agent:
                 self.uploads.stored(request, error)
             case events.Measured(figures):
                 self._figures = figures
+                self.memory.measured(figures)
             case events.Started():
                 self._join()
             case events.DrainAsked():
@@ -299,17 +307,15 @@ class Agent:
         self.workforce.wake(now)
         if self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._heartbeat_at = now + self._identity.heartbeat_interval_seconds
-            values = self.supply.values
             report = {
                 "slots_running": self.workforce.running_count,
                 "tasks_queued": self._queue.count,
                 "tasks_waiting": self.supply.waiting_count,
-                "values": values.count,
-                "small_bytes": values.small_bytes,
-                "segment_bytes": values.segment_bytes,
+                "values": self.supply.values.count,
                 **self.workforce.actors.figures(),
                 "coroutines": self.workforce.coroutines.count,
                 **self._figures,
+                **self.memory.figures(),
             }
             ledger.send(messages.AgentHeartbeat(ledger.epoch, report))
 

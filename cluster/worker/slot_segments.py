@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cluster.worker.events import AnswerSegment, CreateSegment, RemoveSegments
 from cluster.worker.ledger import Ledger
+from cluster.worker.memory import Memory
 from cluster.worker.slots import Slot
 
 __all__ = ["SlotSegments"]
@@ -14,8 +15,11 @@ __all__ = ["SlotSegments"]
 class SlotSegments:
     """What slots were promised. `find` gives a process by its number, None if it is no more."""
 
-    def __init__(self, ledger: Ledger, new_request: Callable[[], int], find: Callable[[int], Slot | None]) -> None:
+    def __init__(
+        self, ledger: Ledger, new_request: Callable[[], int], find: Callable[[int], Slot | None], memory: Memory
+    ) -> None:
         self._ledger = ledger
+        self._memory = memory
         self._new_request = new_request
         self._find = find
         self._requests: dict[int, tuple[int, int]] = {}  # being created: slot, sequence
@@ -33,14 +37,16 @@ class SlotSegments:
         request = slot.segment_request = self._new_request()
         slot.segment_for = sequence
         self._requests[request] = (index, sequence)
+        self._memory.asked(request, nbytes)
         self._ledger.effects.append(CreateSegment(request, nbytes, b""))
 
     def created(self, request: int, path: str) -> None:
         """Hand the segment to the slot, if it still waits."""
         index, sequence = self._requests.pop(request)
+        self._memory.made(request, path)
         slot = self._find(index)
         if slot is None or slot.segment_request != request:
-            self._ledger.effects.append(RemoveSegments([path]))
+            self._remove(path)
             return
         slot.segment_request = 0
         slot.segment = path
@@ -49,6 +55,7 @@ class SlotSegments:
     def failed(self, request: int, reason: str) -> None:
         """There is no room for the result."""
         index, sequence = self._requests.pop(request)
+        self._memory.made(request, "")
         slot = self._find(index)
         if slot is not None and slot.segment_request == request:
             slot.segment_request = 0
@@ -60,5 +67,9 @@ class SlotSegments:
             return
         slot.segment_request = 0
         if slot.segment:
-            self._ledger.effects.append(RemoveSegments([slot.segment]))
+            self._remove(slot.segment)
             slot.segment = ""
+
+    def _remove(self, path: str) -> None:
+        self._memory.segment(path, 0)
+        self._ledger.effects.append(RemoveSegments([path]))

@@ -11,6 +11,7 @@ from cluster.wire import messages
 from cluster.worker.events import CreateSegment, FetchFrom, RemoveSegments, ServeSegment, ToPeer
 from cluster.worker.fetching import Fetching, Want
 from cluster.worker.ledger import Ledger
+from cluster.worker.memory import Memory
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
 
@@ -44,11 +45,20 @@ class Waiting:
 class Supply:
     """The agent's values and the tasks that wait for some."""
 
-    def __init__(self, ledger: Ledger, queue: ReadyQueue, own_address: str, new_request: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: ReadyQueue,
+        own_address: str,
+        new_request: Callable[[], int],
+        values: Values,
+        memory: Memory,
+    ) -> None:
         self._ledger = ledger
         self._queue = queue
         self._new_request = new_request
-        self.values = Values()
+        self.values = values
+        self._memory = memory
         self._fetching = Fetching(own_address)
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
         self._arrivals: dict[int, Arrival] = {}
@@ -119,9 +129,9 @@ class Supply:
         """Hold the small values of runs that have ended here; what is held may be other objects with these bytes."""
         return self.values.add_small(attempt, rows, values)
 
-    def store_segment(self, attempt: int, row: int, segment: Segment) -> None:
+    def store_segment(self, attempt: int, row: int, path: str, nbytes: int) -> None:
         """Hold the large value of a run that has ended here."""
-        self.values.add_segment(value_key(attempt, row), segment)
+        self.values.add_segment(value_key(attempt, row), self._memory.segment(path, nbytes))
 
     def put(self, peer: int, message: messages.PutValue) -> None:
         """A peer pushes a value that came with its message."""
@@ -131,10 +141,11 @@ class Supply:
         """A large value has come, into a segment."""
         self.finish_freeing()
         key = value_key(attempt, row)
+        segment = self._memory.segment(path, nbytes)
         if key in self.values:
             self._ledger.effects.append(RemoveSegments([path]))
         else:
-            self.values.add_segment(key, Segment(path, nbytes))
+            self.values.add_segment(key, segment)
         self._now_held(peer, row, attempt, nbytes)
 
     def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
@@ -145,6 +156,7 @@ class Supply:
         if self._fetching.find(key) is None:
             # It came otherwise or was freed while it travelled: then nobody must be told of it.
             if path:
+                self._memory.segment(path, nbytes)
                 self._ledger.effects.append(RemoveSegments([path]))
         elif path:
             self.arrived_in_segment(_NOBODY, row, attempt, nbytes, path)
@@ -172,11 +184,13 @@ class Supply:
     def segment_created(self, request: int, path: str) -> None:
         """The segment for a value that came as bytes is there, with the bytes in it."""
         arrival = self._arrivals.pop(request)
+        self._memory.made(request, path)
         self.arrived_in_segment(arrival.peer, arrival.row, arrival.attempt, arrival.nbytes, path)
 
     def segment_failed(self, request: int, reason: str) -> None:
         """There is no room for a value that came."""
         arrival = self._arrivals.pop(request)
+        self._memory.made(request, "")
         row, attempt = arrival.row, arrival.attempt
         if arrival.peer != _NOBODY:
             self._ledger.effects.append(ToPeer(arrival.peer, messages.PutDone(row, attempt, reason)))
@@ -227,7 +241,7 @@ class Supply:
                 self._freed.appendleft((attempt, first + rows, count - rows))
                 count = rows
             rows -= count
-            paths += self.values.remove(attempt, first, count)
+            paths += (segment.path for _, segment in self.values.remove(attempt, first, count))
             if len(self._fetching):
                 self._end_wants(attempt, first, count)
         if paths:
@@ -262,6 +276,7 @@ class Supply:
         else:
             request = self._new_request()
             self._arrivals[request] = Arrival(peer, row, attempt, nbytes)
+            self._memory.asked(request, nbytes)
             self._ledger.effects.append(CreateSegment(request, nbytes, data))
 
     def _now_held(self, peer: int, row: int, attempt: int, nbytes: int) -> None:

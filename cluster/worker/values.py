@@ -16,6 +16,7 @@ class Segment(NamedTuple):
 
     path: str
     nbytes: int
+    on_disk: bool = False
 
 
 Holding: TypeAlias = "bytes | Segment"
@@ -38,7 +39,8 @@ class Values:
         self._last: bytes = b""
         self.count = 0
         self.small_bytes = 0
-        self.segment_bytes = 0
+        self.segment_bytes = 0  # in memory
+        self.disk_bytes = 0  # on disk, as bytes of values
 
     def __contains__(self, key: int) -> bool:
         return key in self._shards[(key >> 32) % _SHARDS]
@@ -64,11 +66,26 @@ class Values:
         """Hold a large value under a key that is new."""
         self._shards[(key >> 32) % _SHARDS][key] = segment
         self.count += 1
-        self.segment_bytes += segment.nbytes
+        self._count_in(segment, segment.nbytes)
 
-    def remove(self, attempt: int, first_row: int, count: int) -> list[str]:
-        """Forget a run of rows of one attempt; the paths of the segments that nobody needs now."""
-        paths: list[str] = []
+    def move(self, key: int, segment: Segment) -> None:
+        """A large value that is held lies in another file now."""
+        shard = self._shards[(key >> 32) % _SHARDS]
+        before = shard[key]
+        assert isinstance(before, Segment)
+        self._count_in(before, -before.nbytes)
+        self._count_in(segment, segment.nbytes)
+        shard[key] = segment
+
+    def _count_in(self, segment: Segment, nbytes: int) -> None:
+        if segment.on_disk:
+            self.disk_bytes += nbytes
+        else:
+            self.segment_bytes += nbytes
+
+    def remove(self, attempt: int, first_row: int, count: int) -> list[tuple[int, Segment]]:
+        """Forget a run of rows of one attempt; the segments that nobody needs now, with their keys."""
+        segments: list[tuple[int, Segment]] = []
         shard = self._shards[attempt % _SHARDS]
         first = value_key(attempt, first_row)
         for key in range(first, first + count):
@@ -80,6 +97,6 @@ class Values:
                 self.small_bytes -= len(value)
             else:
                 assert isinstance(value, Segment)
-                self.segment_bytes -= value.nbytes
-                paths.append(value.path)
-        return paths
+                self._count_in(value, -value.nbytes)
+                segments.append((key, value))
+        return segments

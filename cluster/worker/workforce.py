@@ -26,6 +26,7 @@ from cluster.worker.events import (
     TakeBack,
 )
 from cluster.worker.ledger import Ledger
+from cluster.worker.memory import Memory
 from cluster.worker.nesting import Nesting
 from cluster.worker.output import Outputs
 from cluster.worker.queue import Assignment, ReadyQueue, Stretch
@@ -64,6 +65,7 @@ class Workforce:
         queue: ReadyQueue,
         supply: Supply,
         outputs: Outputs,
+        memory: Memory,
         new_request: Callable[[], int],
         *,
         one_task_at_a_time: bool = False,
@@ -78,7 +80,7 @@ class Workforce:
         self._queue = queue
         self._supply = supply
         self._outputs = outputs
-        self.segments = SlotSegments(ledger, new_request, self._find)
+        self.segments = SlotSegments(ledger, new_request, self._find, memory)
         self._run_times: dict[bytes, RunTimes] = {}
         self._balance_at: float | None = None
         self._closing = False
@@ -336,7 +338,7 @@ class Workforce:
             self._ledger.note_contained(assignment, row, report[3] if len(report) > 3 else [])
         else:
             nbytes, contains = report[3], report[4]
-            self._supply.store_segment(assignment.attempt, row, Segment(slot.segment, nbytes))
+            self._supply.store_segment(assignment.attempt, row, slot.segment, nbytes)
             slot.segment = ""
             self._ledger.succeeded(assignment, (row,), [nbytes], (b"",), (seconds,), now)
             self._ledger.note_contained(assignment, row, contains)
@@ -449,7 +451,7 @@ class Workforce:
                             self._ledger.failed(assignment, failed, "missing", b"", details)
                         return None
                     position = place[need] = len(values)
-                    values.append(list(value) if isinstance(value, Segment) else value)
+                    values.append([value.path, value.nbytes] if isinstance(value, Segment) else value)
                 inputs.append(position)
             starts.append(len(inputs))
         return starts.tobytes() if assignment.input_starts else b"", inputs.tobytes(), values

@@ -93,7 +93,7 @@ class AgentModel:
         self.now = 100.0
         self.agent = Agent(
             AgentIdentity(
-                b"w" * 16, "w", OWN_ADDRESS, slots, 1 << 30, {}, {}, 1, 1.0, drain_seconds, one_task_at_a_time
+                b"w" * 16, "w", OWN_ADDRESS, slots, 1 << 30, {}, {}, 1, 1.0, drain_seconds, one_task_at_a_time, "/disk/"
             )
         )
         self.one_task_at_a_time = one_task_at_a_time
@@ -108,6 +108,7 @@ class AgentModel:
         self.said: list[str] = []
         self.segments: set[str] = set()
         self.full = False
+        self.on_disk = False  # memory is full, and segments are files on disk
         self.read_at_once = True
         self.hold_segments = False
         self.held_segments: list[events.CreateSegment] = []
@@ -275,8 +276,9 @@ class AgentModel:
     def new_segment(self) -> str:
         """A segment that the shell made."""
         self._names += 1
-        self.segments.add(f"/segment-{self._names}")
-        return f"/segment-{self._names}"
+        path = f"/{'disk/' if self.on_disk else ''}segment-{self._names}"
+        self.segments.add(path)
+        return path
 
 
 def names_of(message: messages.Done | messages.Recalled | messages.RunFailed) -> list[tuple[int, int]]:
