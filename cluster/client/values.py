@@ -1,8 +1,8 @@
 """Values between this client and the agents: fetched by whoever needs them, pushed by threads of their own.
 
 They never pass the scheduler. A fetch asks each agent for all that is wanted from it, and reads from all of them at
-once; connections are kept. A push is written straight from the object: one thread for each agent, so that a slow one
-holds up nobody else.
+once; connections are kept. An agent on this host only says in which segment a large value lies, and it is mapped here.
+A push is written straight from the object: one thread for each agent, so that a slow one holds up nobody else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from cluster.errors import ClusterError, ConnectionLost, ProtocolError
+from cluster.client.same_host import NO_HOST, AgentHost, introduce, open_value
+from cluster.errors import ClusterError, ConnectionLost, ProtocolError, ValueLost
 from cluster.session.machine import PushValue
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
@@ -32,6 +33,8 @@ IDLE_CONNECTIONS = 4
 
 Buffer = bytes | memoryview
 
+_ANSWERS = messages.Value, messages.ValueStream, messages.ValueMissing, messages.ValueSegment
+
 
 class Place(NamedTuple):
     """Where a value lies, as Located says it."""
@@ -46,8 +49,9 @@ class Place(NamedTuple):
 class AgentConnections:
     """Connections to agents, each used by one thread at a time, and kept for the next."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(self, secret: bytes, shares_host: bool = True) -> None:
         self._secret = secret
+        self._shares_host = shares_host
         self._lock = threading.Lock()
         self._idle: dict[str, list[BlockingConnection]] = {}
         self._closed = False
@@ -58,7 +62,9 @@ class AgentConnections:
             idle = self._idle.get(address)
             if idle:
                 return idle.pop()
-        return BlockingConnection.connect(address, self._secret, "client", ("worker",))
+        connection = BlockingConnection.connect(address, self._secret, "client", ("worker",))
+        connection.context = introduce(connection) if self._shares_host else NO_HOST
+        return connection
 
     def give_back(self, address: str, connection: BlockingConnection) -> None:
         """Keep a connection on which nothing is under way."""
@@ -113,17 +119,30 @@ class _Answers:
         for message in self.connection.receive():
             if isinstance(message, messages.Heartbeat):
                 continue
-            if not isinstance(message, messages.Value | messages.ValueStream | messages.ValueMissing):
+            if not isinstance(message, _ANSWERS):
                 raise ProtocolError(f"the agent at {self.address} answered with {type(message).__name__}")
             numbers = self.waiting.pop((message.row, message.attempt), [])
             if isinstance(message, messages.Value):
                 found.update(dict.fromkeys(numbers, message.data))
+            elif isinstance(message, messages.ValueSegment):
+                found.update(self._mapped(message, numbers))
             elif isinstance(message, messages.ValueStream):
-                # Anonymous memory: it is not written with zeros first, as a bytearray is.
-                self._target = memoryview(mmap.mmap(-1, message.nbytes))
+                # Anonymous memory: it is not written with zeros first, as a bytearray is. And private, as all else is
+                # that a process has: a fork of it must not see what is changed here.
+                private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                self._target = memoryview(mmap.mmap(-1, message.nbytes, private))
                 self._filled = 0
                 self._streamed = numbers
                 self._receive_raw(found)
+
+    def _mapped(self, message: messages.ValueSegment, numbers: list[int]) -> dict[int, Buffer]:
+        host: AgentHost = self.connection.context
+        path = host.segment(message.directory, message.name)
+        try:
+            # Apart for each, since its owner may change what it holds; maps share the memory.
+            return {number: open_value(path, message.nbytes) for number in numbers}
+        except ValueLost:  # freed since the agent answered
+            return {}
 
     def _receive_raw(self, found: dict[int, Buffer]) -> None:
         assert self._target is not None

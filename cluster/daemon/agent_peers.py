@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.daemon.agent_hosts import PeerHosts
 from cluster.daemon.agent_store import Store
 from cluster.errors import ClusterError
 from cluster.transport.tcp import Connection, connect
@@ -70,6 +71,7 @@ class PeerServer:
     def __init__(self, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
         self._fast_paths = fast_paths
         self._store = store
+        self._hosts = PeerHosts(store, fast_paths)
         self._feed = feed
         self._connections: dict[int, Connection] = {}
         self._numbers: dict[Connection, int] = {}
@@ -91,6 +93,7 @@ class PeerServer:
         number = self._numbers.pop(connection)
         del self._connections[number]
         self._held_back.pop(number, None)
+        self._hosts.closed(number)
 
     def message(self, connection: Connection, message: Any) -> None:
         """A peer says something."""
@@ -99,6 +102,8 @@ class PeerServer:
             self._receive_put(connection, number, message)
         elif isinstance(message, (messages.GetValues, messages.PutValue)):
             self._feed(FromPeer(number, message))
+        elif isinstance(message, (messages.HostProbe, messages.HostProof)):
+            self._hosts.heard(connection, number, message)
         elif not isinstance(message, messages.Heartbeat):
             connection.abort(f"a peer sent a {type(message).__name__}, which is not for agents")
 
@@ -124,7 +129,10 @@ class PeerServer:
         if isinstance(effect, ToPeer):
             connection.send(effect.message)
             return
-        _, request, row, attempt, nbytes, path = effect
+        peer, request, row, attempt, nbytes, path = effect
+        if (place := self._hosts.show(peer, path)) is not None:
+            connection.send(messages.ValueSegment(request, row, attempt, nbytes, *place))
+            return
         try:
             if nbytes <= _IN_MESSAGE_BYTES:
                 data = Path(path).read_bytes()[:nbytes]

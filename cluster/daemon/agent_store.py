@@ -36,6 +36,7 @@ class Store:
         self._directories = [SegmentDirectory(parent, name, fast_paths=fast_paths) for parent in parents]
         self._memory_limit_bytes = memory_limit_bytes
         self._sizes: dict[str, int] = {}
+        self._shown: set[str] = set()
         self._in_memory_bytes = 0
         self.disk_bytes = 0  # of values that found no room in memory
         self._thread: ThreadPoolExecutor | None = None
@@ -70,12 +71,18 @@ class Store:
     def remove(self, path: str) -> None:
         """Remove a segment that `create` made."""
         nbytes = self._sizes.pop(path)
+        self._shown.discard(path)
         directory = next(one for one in self._directories if path.startswith(f"{one.path}/"))
         if directory is self._directories[0]:
             self._in_memory_bytes -= nbytes
         else:
             self.disk_bytes -= nbytes
         self._do(nbytes, lambda: directory.remove(path), lambda _: None)
+
+    def mark_shown(self, path: str) -> None:
+        """A process that is not a slot is told of this segment: its bytes must stay as they are, whoever frees it."""
+        if path in self._sizes:  # else it was freed meanwhile
+            self._shown.add(path)
 
     def close(self) -> None:
         """Remove everything."""

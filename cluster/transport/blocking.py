@@ -9,7 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from typing import Final
+from typing import Any, Final
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
 from cluster.transport.addresses import (
@@ -48,6 +48,8 @@ class BlockingConnection:
     def __init__(self, connected: socket.socket, peer: PeerInfo, peer_address: str, rest: bytes) -> None:
         self.peer = peer
         self.peer_address = peer_address
+        self.context: Any = None
+        """Whatever its owner notes about the peer."""
         self._socket = connected
         self._decoder = frames.Decoder()
         self._unread = rest

@@ -438,8 +438,8 @@ class ShutDown(NamedTuple):
 
 
 class GetValues(NamedTuple):
-    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the three messages below, in
-    order."""
+    """Ask an agent for values, flat `[row, attempt, …]`. Each is answered by one of the three messages below
+    (or, on one host, by ValueSegment), in order."""
 
     request: int
     values: list[int]
@@ -481,11 +481,41 @@ class PutValue(NamedTuple):
 
 
 class PutDone(NamedTuple):
-    """The answer to PutValue; `error` is empty when the agent holds the value."""
+    """The answer to PutValue and PutSegment; `error` is empty when the agent holds the value."""
 
     row: int
     attempt: int
     error: str
+
+
+# --------------------------------------------------------------------------- peers that share a host with an agent
+
+
+class HostProbe(NamedTuple):
+    """In these files of mine lies what proves, if you can read it, that we share a host (`cluster.storage.probes`).
+
+    Answered by HostProof. Without paths, to an agent: name yours; it answers with a HostProbe, which has no paths where
+    it does not want to share."""
+
+    paths: list[str]
+
+
+class HostProof(NamedTuple):
+    """What was read in the files of a HostProbe, in their order; nothing where one cannot be opened."""
+
+    contents: list[bytes]
+
+
+class ValueSegment(NamedTuple):
+    """The answer to GetValues where the peer has proved that it can open the file in which the value lies: the segment
+    of that name in the agent's directory of that position in its HostProbe. It may be gone when it is opened."""
+
+    request: int
+    row: int
+    attempt: int
+    nbytes: int
+    directory: int
+    name: str
 
 
 # --------------------------------------------------------------------------- tasks that wait for tasks
@@ -607,4 +637,5 @@ CLASSES: tuple[type[Any], ...] = (
     ShowOutput, Output, TaskOutput, Progress,
     LivesInSlot, HandOver, Suspended, Resumed, Room,
     EndActor, ActorEnded,
+    HostProbe, HostProof, ValueSegment,
 )  # fmt: skip
