@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Iterator
 
 from cluster.scheduler.functions import FunctionRecord
@@ -42,7 +41,7 @@ class ClientRecord:
         self.argument_bytes = 0  # of its tasks that were never granted
         self.taken_bytes = 0  # of all others
         self.told_bytes = 0  # so much of that it was told
-        self.recipes: deque[tuple[int, int]] = deque()  # (row, run identity) of released rows, oldest first
+        self.oldest_recipe = self.newest_recipe = -1  # rows, the ends of a list in the table's columns
         self.recipe_rows = 0
         self.recipe_bytes = 0
         self._taken: list[list[int]] = []  # numbers that ever came, as sorted [first, stop]

@@ -17,6 +17,7 @@ from typing import NoReturn
 from cluster.scheduler.actor_invariants import check_actors
 from cluster.scheduler.census import LISTED_STATES, OTHER_LABELS, Census
 from cluster.scheduler.ledger import Ledger
+from cluster.scheduler.lineage_invariants import check_recipes
 from cluster.scheduler.nesting_invariants import check_parents
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import Lane
@@ -103,6 +104,7 @@ def check(ledger: Ledger) -> None:
     _check_values(ledger, live)
     _check_side_tables(ledger, live)
     _check_clients(ledger, live)
+    check_recipes(ledger, live)
     _check_functions(ledger)
 
 
@@ -537,37 +539,20 @@ def _check_side_tables(ledger: Ledger, live: list[int]) -> None:
 
 
 def _check_clients(ledger: Ledger, live: list[int]) -> None:
-    """Numbers lead to rows and rows to numbers; recipes are counted."""
-    table = ledger.table
-    recipes: Counter[bytes] = Counter()
-    recipe_bytes: Counter[bytes] = Counter()
-    own_recipes: dict[bytes, list[int]] = {}
+    """Numbers lead to rows and rows to numbers."""
     for row in live:
         run = ledger.run(row)
         if not run.is_join and run.client.row(ledger.number(row)) != row:
             _fault(ledger, row, f"row {row} is not found by its number")
-        if table.state[row] == RELEASED:
-            recipes[run.client.identity] += 1
-            recipe_bytes[run.client.identity] += run.argument_bytes(row)
-            if table.heirs[row] > 0 and table.holds[row] == 0:
-                own_recipes.setdefault(run.client.identity, []).append(row)
     for identity, client in ledger.clients.items():
         _expect(client.identity == identity, f"client {client.name} is listed under another identity")
         if client.connected:
             _expect(ledger.client_of_peer.get(client.peer) is client, f"client {client.name} has lost its connection")
-        _expect(
-            (client.recipe_rows, client.recipe_bytes) == (recipes[identity], recipe_bytes[identity]),
-            f"client {client.name} counts {client.recipe_rows} recipes of {client.recipe_bytes} bytes, and has "
-            f"{recipes[identity]} of {recipe_bytes[identity]}",
-        )
         waiting = sum(len(run.blob) - run.taken_bytes for run in client.all_runs())
         _expect(
             client.argument_bytes == waiting,
             f"client {client.name} counts {client.argument_bytes} bytes of arguments that wait, and has {waiting}",
         )
-        listed = {row for row, _ in client.recipes}
-        unlisted = [row for row in own_recipes.get(identity, ()) if row not in listed]
-        _expect(not unlisted, f"the recipes {unlisted} of client {client.name} would never be given up")
         for number, row in client.aliases.items():
             known = (client, number) in ledger.aliases_of.get(row, ())
             _expect(known, f"alias {number} of client {client.name} is unknown to row {row}")

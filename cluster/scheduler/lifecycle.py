@@ -26,6 +26,8 @@ from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import Failure, Ledger
+from cluster.scheduler.lineage import Lineage
+from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.recomputing import cannot_recompute
 from cluster.scheduler.table import (
@@ -70,6 +72,8 @@ class Lifecycle:
         self._cascades: list[Cascade] = []
         self.actors = ActorDesk(ledger)
         self.nesting = NestingDesk(ledger, self.unhold, self._unneeded.append)
+        self.lineage = Lineage(ledger, self._unneeded)
+        self.linked = LinkedRows(ledger, self._unneeded, self.lineage, self._may_start, self._forget_run)
 
     # ------------------------------------------------------------------ starting
 
@@ -134,7 +138,7 @@ class Lifecycle:
             if table.state[current] != RELEASED or table.holds[current] == 0:
                 continue  # what needed it may have failed meanwhile
             run = ledger.run(current)
-            self._leave_recipes(current, run)
+            self.lineage.leave(current, run)
             table.state[current] = WAITING
             if run.offered or run.makes_actor or run.calls_actor or table.flags[current] & NO_RECIPE:
                 self.fail(current, cannot_recompute(ledger, current, run), holds_inputs=False)
@@ -339,10 +343,10 @@ class Lifecycle:
         delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
         if table.holds[row] > delivered:
             ledger.tell_wanting(row, None)  # who has the bytes already passes over it
-            self.enter_recipes(row, run)
+            self.lineage.enter(row, run)
             self.revive(row)
         else:
-            self.enter_recipes(row, run)
+            self.lineage.enter(row, run)
             self._unneeded.append(row)
 
     def lose_actor(self, row: int, message: str, details: dict[str, Any] | None = None) -> None:
@@ -393,6 +397,9 @@ class Lifecycle:
         """
         table, unneeded = self.ledger.table, self._unneeded
         while unneeded and rows > 0:
+            rows = self.linked.release(rows)
+            if not unneeded or rows <= 0:
+                break
             rows -= 1
             row = unneeded.pop()
             state = table.state[row]
@@ -405,9 +412,9 @@ class Lifecycle:
                 if table.heirs[row] == 0:
                     self._forget(row, run)
                     continue
-                self.enter_recipes(row, run)
+                self.lineage.enter(row, run)
                 if run.offered:
-                    self._disinherit(row)
+                    self.lineage.disinherit(row)
             elif state in (WAITING, READY):
                 if state == READY:
                     self.ledger.not_ready(row)
@@ -422,7 +429,7 @@ class Lifecycle:
                     self._give_up(row, run)
             elif table.heirs[row] == 0:
                 if state == RELEASED:
-                    self._leave_recipes(row, run)
+                    self.lineage.leave(row, run)
                 self._forget(row, run)
 
     def _give_up(self, row: int, run: Run) -> None:
@@ -431,7 +438,7 @@ class Lifecycle:
             self.actors.call_left(row, run)
         self.ledger.table.state[row] = RELEASED
         self.ledger.take_arguments(run, 1)
-        self.enter_recipes(row, run)
+        self.lineage.enter(row, run)
         self.leave_inputs(row)
         self._unneeded.append(row)
 
@@ -499,51 +506,7 @@ class Lifecycle:
         if rows:
             self.ledger.contains[row] = rows
 
-    # ------------------------------------------------------------------ recipes
-
-    def enter_recipes(self, row: int, run: Run) -> None:
-        """Count a released row against its client's lineage bound, and give up the oldest beyond it."""
-        client = run.client
-        client.recipes.append((row, run.identity))
-        client.recipe_rows += 1
-        client.recipe_bytes += run.argument_bytes(row)
-        settings = self.ledger.settings
-        table = self.ledger.table
-        while client.recipes and (
-            client.recipe_rows > settings.lineage_rows or client.recipe_bytes > settings.lineage_bytes
-        ):
-            oldest, identity = client.recipes.popleft()
-            known = table.run_of[oldest]
-            if known is not None and known.identity == identity and table.state[oldest] == RELEASED:
-                self._disinherit(oldest)
-                self._unneeded.append(oldest)
-        if len(client.recipes) > 64 and len(client.recipes) > 2 * client.recipe_rows:
-            self._compact_recipes(client)
-
-    def _compact_recipes(self, client: ClientRecord) -> None:
-        table = self.ledger.table
-        kept = [
-            (row, identity)
-            for row, identity in client.recipes
-            if (run := table.run_of[row]) is not None and run.identity == identity and table.state[row] == RELEASED
-        ]
-        client.recipes.clear()
-        client.recipes.extend(dict.fromkeys(kept))
-
-    def _leave_recipes(self, row: int, run: Run) -> None:
-        run.client.recipe_rows -= 1
-        run.client.recipe_bytes -= run.argument_bytes(row)
-
-    def _disinherit(self, row: int) -> None:
-        """Give the row up as a recipe: its heirs can no longer be computed again."""
-        table = self.ledger.table
-        for heir in list(table.dependents(row)):
-            if table.flags[heir] & NO_RECIPE:
-                continue
-            table.flags[heir] |= NO_RECIPE
-            for source in table.inputs_of(heir):
-                if table.drop_heir(source) == 0:
-                    self._unneeded.append(source)
+    # ------------------------------------------------------------------ forgetting
 
     def _forget(self, row: int, run: Run) -> None:
         """Free a row that nobody holds and nobody would need again; its ancestors that only it needed come next."""

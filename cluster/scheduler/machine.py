@@ -95,7 +95,7 @@ class Scheduler:
         """When `Tick` is due; infinity when only events matter."""
         searching = self.copies.searching or self.inquiries.searching
         waiting = self.wants.pending or self.lifecycle.has_unneeded or self.losses.pending or self.unmet.has_work
-        if waiting or searching or self.reports.has_work:
+        if waiting or searching or self.reports.has_work or self.placement.cut_short:
             return 0.0
         return min(
             self._watch_at if self._watching else math.inf,

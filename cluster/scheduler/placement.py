@@ -34,6 +34,7 @@ WORTH_SHARING_SECONDS = 0.001  # less work than this is not divided among worker
 INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
 ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
+GRANTS_PER_STEP = 128  # about 4 ms; when thousands of workers are idle, the others come in the steps that follow
 HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
@@ -48,6 +49,8 @@ class Placement:
         self.roomy: dict[int, WorkerRecord] = {}  # all slots taken, less than half the lead granted
         self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
         self.look_again_at = math.inf
+        self.cut_short = False  # the last placing ended before all workers had been looked at
+        self._grants_left = 0  # of this step
         self._recalls = 0
         self._now = 0.0  # of the latest placing
 
@@ -88,6 +91,7 @@ class Placement:
         """
         ledger = self.ledger
         self._now = now
+        self._grants_left = GRANTS_PER_STEP
         if ledger.ready_rows:
             # Who holds the inputs comes first, but a free slot comes before a place in a line.
             self._serve_preferred(self.idle, now, search)
@@ -95,17 +99,18 @@ class Placement:
             self._serve_preferred(self.roomy, now, search)
             self._serve(self.roomy, now, search)
         ledger.preferred.clear()
+        self.cut_short = self._grants_left <= 0
         self._plan_next_look(now)
 
     def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         for index in self.ledger.preferred:
             worker = workers.get(index)
-            if worker is not None and self.ledger.ready_rows:
+            if worker is not None and self.ledger.ready_rows and self._grants_left > 0:
                 self._grant_next(worker, now, search)
 
     def _serve(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         served_nothing = []
-        while workers and self.ledger.ready_rows:
+        while workers and self.ledger.ready_rows and self._grants_left > 0:
             index, worker = next(iter(workers.items()))
             del workers[index]
             if not self._grant_next(worker, now, search):
@@ -233,6 +238,7 @@ class Placement:
         ledger, table = self.ledger, self.ledger.table
         function = run.function
         assert function is not None
+        self._grants_left -= 1
         attempt = ledger.next_attempt()
         for start, stop in spans:
             count = stop - start

@@ -19,6 +19,8 @@ options. What is equal for all its rows is kept once, in the `Run`; what differs
 ``holder``            index of the worker that holds its value, or -1; further replicas are in ``replicas``
 ``nbytes``            size of its value
 ``first_edge``        head of the list of rows that depend on it
+``recipe_before``     its neighbours in its client's list of recipes (``lineage.py``): the older one, and in
+``recipe_after``      ``recipe_after`` the newer one, or NOT_LISTED
 ====================  =====================================================================================
 
 A **join** is a run of one row that nobody submitted: it stands for the inputs that many tasks share. Those tasks depend
@@ -47,6 +49,7 @@ __all__ = [
     "FINISHED",
     "FREE",
     "GRANTED",
+    "NOT_LISTED",
     "READY",
     "RELEASED",
     "STATE_NAMES",
@@ -70,6 +73,7 @@ KEPT = 2  # to be run to the end whoever wants it
 DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it nothing
 NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
 STALE_EDGES_BEFORE_REBUILD = 32
+NOT_LISTED = -2  # of a row that is no recipe, or was given up as one
 
 NO_PARENT = -1  # of a run: no task submitted it
 ABANDONED = -2  # … the task that submitted it has ended
@@ -169,6 +173,8 @@ class Table:
         self.holder: array[int] = array("i")
         self.nbytes: array[int] = array("q")
         self.first_edge: array[int] = array("q")
+        self.recipe_before: array[int] = array("i")
+        self.recipe_after: array[int] = array("i")
         self.edge_row: array[int] = array("q")
         self.edge_run: array[int] = array("q")
         self.edge_next: array[int] = array("q")
@@ -200,6 +206,7 @@ class Table:
         self.holds[start:stop] = zero_ints
         self.heirs[start:stop] = zero_ints
         self.holder[start:stop] = array("i", b"\xff" * (4 * count))
+        self.recipe_after[start:stop] = array("i", (NOT_LISTED,)) * count
         zero_longs = array("q", bytes(8 * count))
         self.attempt[start:stop] = zero_longs  # or late news of the row's former task would be this one's
         self.nbytes[start:stop] = zero_longs
@@ -265,7 +272,7 @@ class Table:
         self.state.extend(bytes(count))
         self.flags.extend(bytes(count))
         self.run_of.extend([None] * count)
-        for column in (self.waiting, self.holds, self.heirs, self.holder):
+        for column in (self.waiting, self.holds, self.heirs, self.holder, self.recipe_before, self.recipe_after):
             column.frombytes(bytes(4 * count))
         for column in (self.attempt, self.nbytes):
             column.frombytes(bytes(8 * count))

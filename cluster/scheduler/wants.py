@@ -219,7 +219,7 @@ class Wants:
             ledger.acquit(row)
             table.state[row] = RELEASED
             ledger.tell_wanting(row, None)
-            self.lifecycle.enter_recipes(row, ledger.run(row))
+            self.lifecycle.lineage.enter(row, ledger.run(row))
         for row in revived:
             if table.holds[row] > 0:
                 self.lifecycle.revive(row)

@@ -120,11 +120,16 @@ class WorkerDesk:
         table, run = self.ledger.table, grant.run
         stop = first + count
         client = run.client
+        if run.dependency_starts is not None or run.has_dependents:
+            if not self.lifecycle.linked.are_plain(worker, run, message.attempt, first, stop):
+                return False
+            pieces = offsets[place : place + count + 1] if offsets else offsets
+            self._account(worker, message.attempt, grant, count)
+            self.lifecycle.linked.finish(worker, run, first, sizes[place : place + count], pieces, message.blob)
+            return True
         if not (
             first >= run.start
             and stop <= run.start + run.count
-            and run.dependency_starts is None
-            and not run.has_dependents
             and client.connected
             and table.state.count(GRANTED, first, stop) == count
             and table.attempt[first:stop].count(message.attempt) == count
