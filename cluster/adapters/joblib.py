@@ -44,6 +44,14 @@ OWN_SETTINGS = frozenset({"context", "max_nbytes", "mmap_mode", "prefer", "requi
 WORKERS_WAIT_SECONDS = 10.0
 """How long a cluster without workers is waited for."""
 SLOTS_KNOWN_SECONDS = 1.0
+SMALLEST_BATCH_SECONDS = 0.02
+"""A task costs some 0.2 ms, a twentieth of what joblib's own processes take, so batches this short do."""
+RUN_FOR_PACKING = 50
+"""A batch is to run for so many times as long as its arguments took to pack: a slot unpacks them, too, and both take
+processor time from what runs on the same host."""
+LONGEST_FOR_PACKING_SECONDS = 0.2
+PACKING_WEIGHT = 0.25
+"""What the last batch counts in the mean of how long packing takes."""
 ELEMENT_BYTES = 8
 KEPT_ONCE = 4
 """Large objects that are kept though only one call has had them until now."""
@@ -61,8 +69,7 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
     `Client.options`, for every batch. `n_jobs` bounds how many batches run at once; -1, the default, is all slots.
     """
 
-    MIN_IDEAL_BATCH_DURATION = 0.02
-    """Seconds: a task costs some 0.2 ms, a twentieth of what joblib's own processes take, so smaller batches do."""
+    MIN_IDEAL_BATCH_DURATION = SMALLEST_BATCH_SECONDS
     MAX_IDEAL_BATCH_DURATION = 0.5
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -72,6 +79,7 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._client = client
         self._task_options = task_options
         self._workers: _Batches | None = None
+        self._ran_seconds = 0.0
         self.parallel: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -149,10 +157,22 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
 
     def retrieve_result_callback(self, out: Any) -> Any:
         """The values of a batch that has ended; raises what it raised."""
-        values = out.result()
+        values, self._ran_seconds = out.result()
         if isinstance(values, KeyboardInterrupt):
             raise values
         return values
+
+    def batch_completed(self, batch_size: int, duration: float) -> None:
+        """A batch has ended: joblib judges its size by how long it ran, not by how long it also waited for a slot.
+
+        joblib calls this just after `retrieve_result_callback`, in the same thread, with what ran in that batch.
+        """
+        if self._workers is not None:
+            wanted_seconds = RUN_FOR_PACKING * self._workers.packing_seconds
+            self.MIN_IDEAL_BATCH_DURATION = min(
+                max(SMALLEST_BATCH_SECONDS, wanted_seconds), LONGEST_FOR_PACKING_SECONDS
+            )
+        super().batch_completed(batch_size, self._ran_seconds)
 
     def stop_call(self) -> None:
         """A call has ended: let go of what its batches had in common."""
@@ -196,22 +216,27 @@ def _slots(client: Client) -> int:
 
 
 class _Calls:
-    """Calls a function, or each call's own if it is None, for one batch. Runs in a task."""
+    """Calls a function, or each call's own if it is None, for one batch; tells how long. Runs in a task."""
 
     def __init__(self, function: Callable[..., Any] | None, nested: tuple[ClusterBackend, int]) -> None:
         self.function = function
         self._nested = nested
 
-    def __call__(self, *calls: tuple[Any, ...]) -> list[Any] | KeyboardInterrupt:
-        backend, n_jobs = self._nested
+    def __call__(self, *calls: tuple[Any, ...]) -> tuple[list[Any] | KeyboardInterrupt, float]:
+        began = time.perf_counter()
         try:
-            with parallel_config(backend=backend, n_jobs=n_jobs):
-                if self.function is None:
-                    return [function(*args, **kwargs) for args, kwargs, function in calls]
-                return [self.function(*args, **kwargs) for args, kwargs in calls]
+            values: list[Any] | KeyboardInterrupt = self._values(calls)
         except KeyboardInterrupt as error:
             # joblib raises it to the caller; as a failure it would come there as a RemoteError, which is none.
-            return error
+            values = error
+        return values, time.perf_counter() - began
+
+    def _values(self, calls: tuple[tuple[Any, ...], ...]) -> list[Any]:
+        backend, n_jobs = self._nested
+        with parallel_config(backend=backend, n_jobs=n_jobs):
+            if self.function is None:
+                return [function(*args, **kwargs) for args, kwargs, function in calls]
+            return [self.function(*args, **kwargs) for args, kwargs in calls]
 
 
 class _Batches:
@@ -222,6 +247,7 @@ class _Batches:
     ) -> None:
         self.shared = _Shared(client)
         self.followed = False
+        self.packing_seconds = 0.0
         self._client = client
         self._options = options
         self._nested = nested
@@ -242,6 +268,7 @@ class _Batches:
             if self._limit is not None and len(self._running) >= self._limit:
                 self._held_back.append((batch, callback))
                 return
+        began = time.perf_counter()
         try:
             future = self._submit(batch)
         except Exception as error:
@@ -252,6 +279,8 @@ class _Batches:
                 self._refused.append((refused, callback))
                 self._client._driver.wake_ready()
             return
+        took_seconds = time.perf_counter() - began
+        self.packing_seconds += PACKING_WEIGHT * (took_seconds - self.packing_seconds)
         session = self._client._session
         with self._client._driver.guard():
             self._running[future.number] = future, callback

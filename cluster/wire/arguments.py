@@ -17,7 +17,7 @@ from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import Mark, dumps, input_at, inputs_at
 from cluster.wire.pickling import ValuePickler
-from cluster.wire.unpicklable import serialization_error
+from cluster.wire.unpicklable import SizeProbe, serialization_error
 
 LARGE_BYTES = 65536
 """An argument over this becomes a value of its own."""
@@ -229,12 +229,10 @@ class ArgumentPacker:
         start = len(data)
         self._blob.limit_bytes = pickler.limit_bytes = CALL_LIMIT_BYTES
         try:
-            apart = _Apart(pickler, {} if self.copies else self._large, self.copies)
-            small = tuple(apart.replace(value, f"args[{index}]") for index, value in enumerate(positional))
-            if keywords is None:
-                self._write_pickle(small)
-            else:
-                self._write_pickle((small, {key: apart.replace(value, key) for key, value in keywords.items()}))
+            with _Apart(pickler, {} if self.copies else self._large, self.copies) as apart:
+                small = tuple(apart.replace(value, f"args[{index}]") for index, value in enumerate(positional))
+                named = {key: apart.replace(value, key) for key, value in (keywords or {}).items()}
+            self._write_pickle(small if keywords is None else (small, named))
             noted = pickler.noted
         except _TooLarge:
             del data[start:]
@@ -274,11 +272,28 @@ class _Apart:
         self.pickler = pickler
         self.copies = copies
         self.known = known
+        self._probe = SizeProbe()
+
+    def __enter__(self) -> _Apart:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._probe.forget()
+
+    def _is_small(self, value: Any) -> bool:
+        """Is it small beside what was measured before it? What many arguments share is looked at once."""
+        try:
+            return self._probe.measure(value) <= LARGE_BYTES
+        except Exception:  # told by whoever encodes it, with the name of what is to blame
+            return False
 
     def replace(self, value: Any, name: str, depth: int = 0) -> Any:
         large = self.known.get(id(value))
         if large is None:
+            if self._is_small(value):
+                return value
             encoded = dumps(value, name=name)
+            self._probe.forget()  # this one may travel apart, and then what others share with it counts for them
             if encoded.nbytes <= LARGE_BYTES:
                 return value
             if not encoded.futures:

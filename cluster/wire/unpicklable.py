@@ -27,12 +27,23 @@ class _Discard:
         self.nbytes += len(data)
 
 
-class _ProbePickler(ValuePickler):
+class SizeProbe(ValuePickler):
     """Finds out whether something can be pickled, and how large it would be; copies no buffer."""
 
     def __init__(self) -> None:
         self.discard = _Discard()
         super().__init__(self.discard, self._count)
+
+    def measure(self, value: object) -> int:
+        """How large is the pickle of this object with its buffers, without what was measured before and is in it?"""
+        before = self.discard.nbytes
+        self.write_pickle(value)
+        return self.discard.nbytes - before
+
+    def forget(self) -> None:
+        """Let go of what was measured."""
+        self.clear_memo()
+        self.globals_ref.clear()
 
     def _count(self, buffer: pickle.PickleBuffer) -> bool:
         self.discard.nbytes += buffer.raw().nbytes
@@ -44,7 +55,7 @@ class _ProbePickler(ValuePickler):
 
 def _failure(value: object) -> Exception | None:
     try:
-        _ProbePickler().write_pickle(value)
+        SizeProbe().write_pickle(value)
     except Exception as error:
         return error
     return None
@@ -52,12 +63,13 @@ def _failure(value: object) -> Exception | None:
 
 def pickled_bytes(value: object) -> int:
     """How large is the pickle of this object with its buffers? 0 if it cannot be pickled."""
-    probe = _ProbePickler()
+    probe = SizeProbe()
     try:
-        probe.write_pickle(value)
+        return probe.measure(value)
     except Exception:  # whoever pickles it for its own sake says what is wrong
         return 0
-    return probe.discard.nbytes
+    finally:
+        probe.forget()
 
 
 def _globals_named(code: types.CodeType) -> set[str]:

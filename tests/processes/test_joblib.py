@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import multiprocessing
 import os
@@ -244,12 +245,29 @@ def test_n_jobs_bounds_how_many_run_at_once(tmp_path: Path) -> None:
         assert list(results) == [7] * 6
 
 
-def test_small_calls_are_gathered() -> None:
-    backend = ClusterBackend()
+def size_after(backend: ClusterBackend, batches: int, ran_seconds: float) -> int:
     backend.parallel = Parallel(n_jobs=1)
-    for _ in range(5):
-        backend.batch_completed(backend.compute_batch_size(), 0.0001)
-    assert backend.compute_batch_size() == 32
+    for _ in range(batches):
+        size = backend.compute_batch_size()
+        ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        ended.set_result(([None] * size, ran_seconds))
+        assert backend.retrieve_result_callback(ended) == [None] * size
+        backend.batch_completed(size, 100.0)  # so long it also waited for a slot
+    return backend.compute_batch_size()
+
+
+def test_small_calls_are_gathered() -> None:
+    assert size_after(ClusterBackend(), 5, 0.0001) == 32
+    assert size_after(ClusterBackend(), 5, 0.05) == 1
+
+
+def test_calls_that_take_long_to_pack_are_gathered_into_longer_batches(client: Client) -> None:
+    backend = ClusterBackend(client=client)
+    backend.configure(n_jobs=-1, parallel=Parallel(n_jobs=1))
+    assert backend._workers is not None
+    backend._workers.packing_seconds = 0.003
+    assert size_after(backend, 5, 0.05) == 32
+    backend.terminate()
 
 
 def test_a_large_argument_of_many_calls_is_sent_once_and_let_go(

@@ -205,6 +205,28 @@ def test_what_many_calls_share_is_measured_once() -> None:
     assert Shared.measured == once + 1, "a try for each call, and a measure for the first"
 
 
+def test_what_many_small_arguments_of_a_large_call_have_in_common_is_looked_at_a_few_times() -> None:
+    class Common:
+        looks = 0
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            Common.looks += 1
+            return bytes, (b"common" * 5_000,)
+
+    common = Common()
+    packer = ArgumentPacker()
+    assert list(packer.add(tuple((common, str(index) * 3_000) for index in range(50)))) == []
+    assert Common.looks == 3, "a try, a measure, and the pickle"
+    assert {member[0] for member in Packed(packer).call(0)} == {b"common" * 5_000}
+
+
+def test_what_a_large_argument_shares_with_others_counts_for_each() -> None:
+    packer = ArgumentPacker()
+    array_of_both = np.zeros(20_000)
+    noted = packer.add(({"first": array_of_both}, {"second": array_of_both}))
+    assert [isinstance(each, LargeArgument) for each in noted] == [True, True]
+
+
 def test_a_call_that_cannot_be_pickled_is_named_and_leaves_the_packer_as_it_was() -> None:
     packer = ArgumentPacker()
     packer.add((1, "before"))
