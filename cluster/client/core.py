@@ -110,7 +110,7 @@ class ClientCore:
         """Make the parts that live on a connection."""
         versions = {"python": platform.python_version(), "cluster": __version__}
         self._session = self._session_kind(self.id, self.name, versions, self._weight)
-        self._connections = AgentConnections(self._secret, self._settings.fast_paths)
+        self._connections = AgentConnections(self._secret, self.scheduler_address, self._settings.fast_paths)
         self._pusher = Pusher(self._connections, self._encode_offered, self._pushed, self._push_refused)
         self._driver = self._driver_kind(
             connection,

@@ -1,22 +1,34 @@
 """Values between this client and the agents: fetched by whoever needs them, pushed by threads of their own.
 
-They never pass the scheduler. A fetch asks each agent for all that is wanted from it, and reads from all of them at
-once; connections are kept. An agent on this host only says in which segment a large value lies, and it is mapped here.
-A push is written straight from the object: one thread for each agent, so that a slow one holds up nobody else.
+A fetch asks each agent for all that is wanted from it, and reads from all of them at once; connections are kept. An
+agent on this host only says in which segment a large value lies, and it is mapped here. A push is written straight from
+the object: one thread for each agent, so that a slow one holds up nobody else. Where an agent cannot be reached its
+connections pass through the scheduler (`relay.py`); otherwise no value does.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
+from cluster.client.relay import relay_to
 from cluster.client.same_host import NO_HOST, AgentHost, introduce, open_value
-from cluster.errors import ClusterError, ConnectionLost, ProtocolError, ValueLost
+from cluster.errors import (
+    AddressError,
+    ClusterError,
+    ConnectionLost,
+    HandshakeFailed,
+    ProtocolError,
+    ValueLost,
+    VersionMismatch,
+)
 from cluster.session.machine import PushValue
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
@@ -32,6 +44,8 @@ INLINE_PUT_BYTES = 1 << 20
 IDLE_CONNECTIONS = 4
 
 Buffer = bytes | memoryview
+
+_log = logging.getLogger("cluster.client")
 
 _ANSWERS = messages.Value, messages.ValueStream, messages.ValueMissing, messages.ValueSegment
 
@@ -49,9 +63,11 @@ class Place(NamedTuple):
 class AgentConnections:
     """Connections to agents, each used by one thread at a time, and kept for the next."""
 
-    def __init__(self, secret: bytes, shares_host: bool = True) -> None:
+    def __init__(self, secret: bytes, scheduler_address: str = "", shares_host: bool = True) -> None:
         self._secret = secret
+        self._scheduler_address = scheduler_address
         self._shares_host = shares_host
+        self._relayed: set[str] = set()  # addresses of workers that only the scheduler reaches
         self._lock = threading.Lock()
         self._idle: dict[str, list[BlockingConnection]] = {}
         self._closed = False
@@ -62,9 +78,42 @@ class AgentConnections:
             idle = self._idle.get(address)
             if idle:
                 return idle.pop()
-        connection = BlockingConnection.connect(address, self._secret, "client", ("worker",))
-        connection.context = introduce(connection) if self._shares_host else NO_HOST
+        connection = self._connect(address)
+        try:
+            connection.context = introduce(connection) if self._shares_host else NO_HOST
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _connect(self, address: str) -> BlockingConnection:
+        if address in self._relayed:
+            return self._connect_through_scheduler(address)
+        try:
+            return BlockingConnection.connect(address, self._secret, "client", ("worker",))
+        except VersionMismatch:
+            raise
+        except (ConnectionLost, HandshakeFailed, AddressError) as error:
+            # Whoever else may listen there, in this client's network: it is not that worker.
+            reason = error
+        try:
+            connection = self._connect_through_scheduler(address)
+        except ConnectionLost as error:
+            raise ConnectionLost(f"{reason}; nor is there a way through the scheduler: {error}") from reason
+        if address not in self._relayed:
+            self._relayed.add(address)
+            _log.warning(
+                "the worker at %s cannot be reached, so its values pass through the scheduler, which is slower: %s",
+                address,
+                reason,
+            )
+        return connection
+
+    def _connect_through_scheduler(self, address: str) -> BlockingConnection:
+        def through() -> socket.socket:
+            return relay_to(address, self._scheduler_address, self._secret)
+
+        return BlockingConnection.connect(address, self._secret, "client", ("worker",), through=through)
 
     def give_back(self, address: str, connection: BlockingConnection) -> None:
         """Keep a connection on which nothing is under way."""

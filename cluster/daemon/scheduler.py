@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from cluster.config import Settings
+from cluster.daemon.relays import Relays
 from cluster.errors import ClusterError
 from cluster.installed import installed_versions
 from cluster.scheduler.clients import ClientRecord
@@ -58,6 +59,7 @@ class SchedulerDaemon:
         self._machine.questions.register("clock", self._clock)
         self._connections: dict[int, Connection] = {}
         self._congested: set[int] = set()
+        self._relays = Relays(self._is_worker)
         self._peers_seen = 0
         self._listener: Listener | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -109,7 +111,13 @@ class SchedulerDaemon:
         connection.context = self._peers_seen
         self._connections[self._peers_seen] = connection
 
+    def _is_worker(self, address: str) -> bool:
+        return any(worker.address == address and not worker.lost for worker in self._machine.ledger.workers.values())
+
     def _received(self, connection: Connection, message: Any) -> None:
+        if connection in self._relays or isinstance(message, messages.Relay):
+            self._relays.message(connection, message)
+            return
         try:
             self._handle(Received(connection.context, message))
         except (ClusterError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -119,6 +127,7 @@ class SchedulerDaemon:
 
     def _closed(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.context]
+        self._relays.closed(connection)
         self._congested.discard(connection.context)
         # Clients come and go; a worker is missed, unless it was to go, or all are told to end.
         worker = self._machine.ledger.worker_of_peer.get(connection.context)

@@ -78,6 +78,8 @@ def connect_pauses() -> Iterator[float]:
 
 def set_socket_options(connected: socket.socket) -> None:
     """Send small frames at once, and let the kernel find out when the other host has vanished."""
+    if connected.family not in (socket.AF_INET, socket.AF_INET6):
+        return  # both ends are on this host
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEPALIVE.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
@@ -65,9 +66,11 @@ class BlockingConnection:
         peer_roles: tuple[str, ...] = ("scheduler",),
         *,
         timeout_seconds: float = HANDSHAKE_SECONDS,
+        through: Callable[[], socket.socket] | None = None,
     ) -> BlockingConnection:
         """Connect to a listener and prove each to the other who they are.
 
+        `through` gives a socket that leads there otherwise than by its address.
         Raises AddressError, ConnectionLost (nobody there), WrongSecret, VersionMismatch or HandshakeFailed.
         """
         host, port = parse_address(address)
@@ -76,7 +79,7 @@ class BlockingConnection:
         for pause_seconds in (*connect_pauses(), None):
             handshake = Handshake(secret, role, False, peer_roles)
             try:
-                connected = _connect_and_shake_hands(host, port, handshake, deadline)
+                connected = _connect_and_shake_hands(host, port, handshake, deadline, through)
             except HandshakeFailed:
                 if handshake.peer_has_answered or pause_seconds is None or time.monotonic() > deadline:
                     raise
@@ -213,9 +216,14 @@ def _without_first(buffers: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def _connect_and_shake_hands(host: str, port: int, handshake: Handshake, deadline: float) -> socket.socket:
+def _connect_and_shake_hands(
+    host: str, port: int, handshake: Handshake, deadline: float, through: Callable[[], socket.socket] | None
+) -> socket.socket:
     try:
-        connected = socket.create_connection((host, port), max(0.001, deadline - time.monotonic()))
+        if through is not None:
+            connected = through()
+        else:
+            connected = socket.create_connection((host, port), max(0.001, deadline - time.monotonic()))
     except OSError as error:
         raise cannot_connect(host, port, error) from error
     try:

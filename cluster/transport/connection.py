@@ -271,6 +271,16 @@ class Connection(asyncio.BufferedProtocol):
         if not self._receiving_raw() and not self.closed:
             self._dispatch(b"")
 
+    def pause_receiving(self) -> None:
+        """Take nothing more from the system for now; what has been taken is still handed over."""
+        if not self.closed:
+            self._require_transport().pause_reading()
+
+    def resume_receiving(self) -> None:
+        """Go on after `pause_receiving`."""
+        if not self.closed:
+            self._require_transport().resume_reading()
+
     def _receiving_raw(self) -> bool:
         return self._raw_done is not None
 

@@ -518,6 +518,28 @@ class ValueSegment(NamedTuple):
     name: str
 
 
+# --------------------------------------------------------------------------- by way of the scheduler
+
+
+class Relay(NamedTuple):
+    """client -> scheduler, first message of a connection: pass on what follows to the worker at that address, which
+    this client cannot reach, and back. Answered by Relayed."""
+
+    address: str
+
+
+class Relayed(NamedTuple):
+    """scheduler -> client: the worker is at the other end now, or why not."""
+
+    error: str
+
+
+class RelayData(NamedTuple):
+    """Bytes of a connection between client and worker, at most 256 KiB; the scheduler does not look into them."""
+
+    data: bytes
+
+
 # --------------------------------------------------------------------------- tasks that wait for tasks
 
 
@@ -638,4 +660,5 @@ CLASSES: tuple[type[Any], ...] = (
     LivesInSlot, HandOver, Suspended, Resumed, Room,
     EndActor, ActorEnded,
     HostProbe, HostProof, ValueSegment,
+    Relay, Relayed, RelayData,
 )  # fmt: skip
