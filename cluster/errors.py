@@ -14,6 +14,7 @@
     ├── ConnectionLost              a connection that was needed has ended       (also a ConnectionError)
     ├── HandshakeFailed             a peer could not prove itself                (also a ConnectionError)
     │   ├── WrongSecret             … because it has another secret
+    │   ├── Intercepted             … because somebody between the two opens what they encrypt
     │   └── VersionMismatch         … because it speaks another protocol, or runs another Python
     ├── ProtocolError               a peer sent something that is no message
     ├── AddressError                an address that cannot be used               (also a ValueError)
@@ -33,6 +34,7 @@ __all__ = [
     "ClusterError",
     "ConnectionLost",
     "HandshakeFailed",
+    "Intercepted",
     "ProtocolError",
     "RemoteError",
     "SerializationError",
@@ -145,6 +147,10 @@ class HandshakeFailed(ClusterError, ConnectionError):
 
 class WrongSecret(HandshakeFailed):
     """The two ends of a connection do not share one secret."""
+
+
+class Intercepted(HandshakeFailed):
+    """Something between the two ends of a connection opens what they encrypt."""
 
 
 class VersionMismatch(HandshakeFailed):

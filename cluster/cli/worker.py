@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
             scheduler_address=options.address,
             host=options.host,
             port=options.port,
+            announced_host=options.announced_host,
             slots=options.slots,
             memory_limit_bytes=options.memory_limit,
             resources=options.resources,
@@ -52,14 +53,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="cluster-worker", description="Start a worker: an agent and its slots.")
-    parser.add_argument("address", help="the scheduler's address, as tcp://host:port")
+    parser.add_argument("address", help="the scheduler's address, as it printed it")
     parser.add_argument("--slots", type=_slots, default=os.cpu_count() or 1, help="tasks at a time (default: cores)")
     parser.add_argument(
         "--memory-limit", type=_bytes, default=_half_of_memory(), help="for values, as 8GB (default: half of memory)"
     )
     parser.add_argument("--resources", type=_resources, default={}, help="what tasks may ask for, as GPU=1,MEM=2")
     parser.add_argument("--name", default="", help="how the worker is called (default: host and process number)")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen for other workers and clients")
+    parser.add_argument(
+        "--host", default="", help="where to listen for others (default: this machine's address towards the scheduler)"
+    )
+    parser.add_argument(
+        "--address", dest="announced_host", default="", help="host that others are told to connect to, if it is another"
+    )
     parser.add_argument("--port", type=port_number, default=0, help="… and on which port (default: any free one)")
     parser.add_argument("--directory", type=Path, default=None, help="where the secret and the settings are")
     parser.add_argument("--python-path", default="", help="folders that tasks import from, before all others")

@@ -31,6 +31,7 @@ from cluster.daemon.process_memory import own_bytes, resident_bytes
 from cluster.ids import new_id
 from cluster.installed import installed_versions
 from cluster.storage.segments import lies_in_memory
+from cluster.transport.addresses import is_loopback, is_wildcard, local_host_towards, read_address
 from cluster.transport.steps import SendingStep
 from cluster.transport.tcp import Connection, Listener, connect, listen
 from cluster.wire.task_output import Piece
@@ -50,7 +51,10 @@ class AgentOptions(NamedTuple):
 
     scheduler_address: str
     host: str
+    """Where to listen for other agents and clients; empty: this machine's address on the way to the scheduler."""
     port: int
+    announced_host: str
+    """What others are told to connect to; empty: where it listens."""
     slots: int
     memory_limit_bytes: int
     resources: dict[str, float]
@@ -148,8 +152,15 @@ class AgentDaemon:
             await self._shut_down()
 
     async def _listen(self) -> Listener:
+        scheduler = read_address(self._options.scheduler_address)
+        towards = await asyncio.to_thread(local_host_towards, scheduler.host, scheduler.port)
+        host = self._options.host or towards
+        if scheduler.insecure and not is_loopback(host):
+            logger.warning(
+                "nothing is encrypted: who listens on the network can read and change all that this worker does"
+            )
         return await listen(
-            self._options.host,
+            host,
             self._options.port,
             secret=self._secret,
             role="worker",
@@ -157,6 +168,9 @@ class AgentDaemon:
             on_connected=self._server.connected,
             on_message=self._server.message,
             on_closed=self._server.closed,
+            certificate_directory=self._settings.directory,
+            insecure=scheduler.insecure,
+            announced_host=self._options.announced_host or (towards if is_wildcard(host) else ""),
         )
 
     def _identity(self, address: str) -> AgentIdentity:

@@ -10,14 +10,14 @@ import asyncio
 import gc
 import logging
 import os
-import shlex
 import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.config import Settings
+from cluster.daemon.announcing import announced_host, announcement
 from cluster.daemon.relays import Relays
 from cluster.errors import ClusterError
 from cluster.installed import installed_versions
@@ -25,15 +25,30 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Settings as MachineSettings
 from cluster.scheduler.machine import Close, Congested, Disconnected, Event, Received, Scheduler, Tick
 from cluster.secret import load_or_create_secret
+from cluster.transport.addresses import is_loopback, read_address
 from cluster.transport.tcp import Connection, Listener, listen
 from cluster.wire import messages
 
-__all__ = ["SchedulerDaemon"]
+__all__ = ["SchedulerDaemon", "SchedulerOptions"]
 
 logger = logging.getLogger(__name__)
 
 CONGESTED_BYTES = 1 << 20  # beyond so much unsent, small values no longer travel with notices
 RELIEVED_BYTES = 1 << 18
+
+
+class SchedulerOptions(NamedTuple):
+    """What a scheduler is started with."""
+
+    host: str
+    port: int
+    announced_host: str = ""
+    """What others are told to connect to; empty: what it listens at."""
+    insecure: bool = False
+    bound: socket.socket | None = None
+    """A socket that whoever started this process has bound."""
+    parent: int | None = None
+    """A descriptor; when it can be read, this process ends."""
 
 
 class SchedulerDaemon:
@@ -66,24 +81,27 @@ class SchedulerDaemon:
         self._timer_at = 0.0
         self._ended = asyncio.Event()
 
-    async def run(self, host: str, port: int, bound: socket.socket | None, parent: int | None) -> None:
+    async def run(self, options: SchedulerOptions) -> None:
         """Serve until a signal or the end of the parent; raises AddressError when the port cannot be had."""
         loop = asyncio.get_running_loop()
         self._listener = await listen(
-            host,
-            port,
+            options.host,
+            options.port,
             secret=load_or_create_secret(self._settings.directory),
             role="scheduler",
             peer_roles=("client", "worker"),
             on_connected=self._connected,
             on_message=self._received,
             on_closed=self._closed,
-            bound=bound,
+            bound=options.bound,
+            certificate_directory=self._settings.directory,
+            insecure=options.insecure,
+            announced_host=announced_host(options.host, options.announced_host),
         )
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        if parent is not None:
-            loop.add_reader(parent, self._ended.set)
+        if options.parent is not None:
+            loop.add_reader(options.parent, self._ended.set)
         # What lives now lives for ever; collections need not look at it again, nor look often at large tables.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
@@ -98,11 +116,7 @@ class SchedulerDaemon:
 
     def _announce(self) -> None:
         assert self._listener is not None
-        address = self._listener.address
-        print(f"cluster-scheduler listening at {address}")
-        directory = self._settings.directory
-        given = "" if directory == Settings().directory else f" --directory {shlex.quote(str(directory))}"
-        print(f"start workers with:  cluster-worker {address}{given}", flush=True)
+        print("\n".join(announcement(self._listener.address, self._settings.directory)), flush=True)
 
     # ------------------------------------------------------------------ connections
 
@@ -115,6 +129,8 @@ class SchedulerDaemon:
         return any(worker.address == address and not worker.lost for worker in self._machine.ledger.workers.values())
 
     def _received(self, connection: Connection, message: Any) -> None:
+        if isinstance(message, messages.WorkerJoin):
+            self._warn_of_unreachable(message)
         if connection in self._relays or isinstance(message, messages.Relay):
             self._relays.message(connection, message)
             return
@@ -124,6 +140,17 @@ class SchedulerDaemon:
             # The peer proved to be one of ours, so this is a fault of its program or of this one: say it in full.
             logger.exception("a message %s of %s made no sense", type(message).__name__, connection)
             connection.abort(f"{type(message).__name__} made no sense: {error}")
+
+    def _warn_of_unreachable(self, join: messages.WorkerJoin) -> None:
+        assert self._listener is not None
+        here_only = is_loopback(read_address(join.address).host)
+        if here_only and not is_loopback(read_address(self._listener.address).host):
+            logger.warning(
+                "the worker %s is at %s, where no other machine reaches it; start it with the address %s",
+                join.name,
+                join.address,
+                self._listener.address,
+            )
 
     def _closed(self, connection: Connection, reason: str) -> None:
         del self._connections[connection.context]
@@ -182,11 +209,11 @@ class SchedulerDaemon:
         self._handle(Tick())
 
 
-def main_loop(settings: Settings, host: str, port: int, bound: socket.socket | None, parent: int | None) -> None:
+def main_loop(settings: Settings, options: SchedulerOptions) -> None:
     """Run a scheduler in this process until it is asked to end."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
 
     async def serve() -> None:
-        await SchedulerDaemon(settings).run(host, port, bound, parent)
+        await SchedulerDaemon(settings).run(options)
 
     asyncio.run(serve())

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
 from cluster.transport.addresses import (
+    Address,
     cannot_connect,
-    check_loopback,
     connect_pauses,
-    format_address,
-    parse_address,
+    read_address,
     set_socket_options,
 )
+from cluster.transport.blocking_encryption import EncryptedSocket
 from cluster.wire import frames
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
 
@@ -46,7 +47,9 @@ def wait_for_socket(descriptor: int, *, writing: bool, timeout_seconds: float | 
 class BlockingConnection:
     """A connection whose two ends have proved themselves; `connect` makes it. It does nothing by itself."""
 
-    def __init__(self, connected: socket.socket, peer: PeerInfo, peer_address: str, rest: bytes) -> None:
+    def __init__(
+        self, connected: socket.socket | EncryptedSocket, peer: PeerInfo, peer_address: str, rest: bytes
+    ) -> None:
         self.peer = peer
         self.peer_address = peer_address
         self.context: Any = None
@@ -73,19 +76,19 @@ class BlockingConnection:
         `through` gives a socket that leads there otherwise than by its address.
         Raises AddressError, ConnectionLost (nobody there), WrongSecret, VersionMismatch or HandshakeFailed.
         """
-        host, port = parse_address(address)
-        check_loopback(host)
+        where = read_address(address)
         deadline = time.monotonic() + timeout_seconds
         for pause_seconds in (*connect_pauses(), None):
             handshake = Handshake(secret, role, False, peer_roles)
             try:
-                connected = _connect_and_shake_hands(host, port, handshake, deadline, through)
-            except HandshakeFailed:
-                if handshake.peer_has_answered or pause_seconds is None or time.monotonic() > deadline:
+                connected = _connect_and_shake_hands(where, handshake, deadline, through)
+            except HandshakeFailed as error:
+                told_why = handshake.peer_has_answered or isinstance(error.__cause__, ssl.SSLError)
+                if told_why or pause_seconds is None or time.monotonic() > deadline:
                     raise
                 time.sleep(pause_seconds)
                 continue
-            return cls(connected, handshake.peer, format_address(host, port), handshake.rest())
+            return cls(connected, handshake.peer, str(where), handshake.rest())
         raise AssertionError("the last attempt returns or raises")
 
     def __repr__(self) -> str:
@@ -127,7 +130,7 @@ class BlockingConnection:
     def send_some(self, *buffers: bytes | memoryview) -> int:
         """Send what the system takes now, and return how many bytes that was; raises ConnectionLost."""
         try:
-            if hasattr(self._socket, "sendmsg"):
+            if isinstance(self._socket, EncryptedSocket) or hasattr(self._socket, "sendmsg"):
                 return self._socket.sendmsg(buffers)
             return self._socket.send(buffers[0])
         except BlockingIOError:
@@ -152,7 +155,10 @@ class BlockingConnection:
         return self._decoder.feed(self._buffer[:count]) if count else []
 
     def receive_raw(self, target: memoryview, timeout_seconds: float | None = 0.0) -> int:
-        """Read raw bytes that a message announced into `target` and return how many came (0: none in that time)."""
+        """Read raw bytes that a message announced into `target` and return how many came (0: none in that time).
+
+        Whoever gives it less than the announced bytes calls it until 0 comes before waiting for the descriptor.
+        """
         wanted = min(len(target), self._decoder.raw_bytes_expected)
         if not wanted:
             return 0
@@ -217,32 +223,37 @@ def _without_first(buffers: list[memoryview], count: int) -> list[memoryview]:
 
 
 def _connect_and_shake_hands(
-    host: str, port: int, handshake: Handshake, deadline: float, through: Callable[[], socket.socket] | None
-) -> socket.socket:
+    where: Address, handshake: Handshake, deadline: float, through: Callable[[], socket.socket] | None
+) -> socket.socket | EncryptedSocket:
     try:
         if through is not None:
-            connected = through()
+            opened = through()
         else:
-            connected = socket.create_connection((host, port), max(0.001, deadline - time.monotonic()))
+            opened = socket.create_connection((where.host, where.port), max(0.001, deadline - time.monotonic()))
     except OSError as error:
-        raise cannot_connect(host, port, error) from error
+        raise cannot_connect(where, error) from error
+    deadline = min(deadline, time.monotonic() + HANDSHAKE_SECONDS)
+    connected: socket.socket | EncryptedSocket = opened
     try:
-        set_socket_options(connected)
-        _shake_hands(connected, handshake, min(deadline, time.monotonic() + HANDSHAKE_SECONDS))
+        set_socket_options(opened)
+        if where.encrypted:
+            connected = EncryptedSocket(opened)
+            handshake.channel = connected.agree(deadline)
+        _shake_hands(connected, handshake, deadline)
         connected.setblocking(False)
     except BaseException as error:
-        connected.close()
+        opened.close()
         if isinstance(error, ClusterError) or not isinstance(error, OSError):
             raise
         if isinstance(error, TimeoutError):
             said = "did not prove itself in time; is it the right port?"
         else:
             said = f"ended the connection during the handshake: {error.strerror or error}"
-        raise HandshakeFailed(f"the peer at {format_address(host, port)} {said}") from error
+        raise HandshakeFailed(f"the peer at {where} {said}") from error
     return connected
 
 
-def _shake_hands(connected: socket.socket, handshake: Handshake, deadline: float) -> None:
+def _shake_hands(connected: socket.socket | EncryptedSocket, handshake: Handshake, deadline: float) -> None:
     while True:
         outgoing = handshake.data_to_send()
         if outgoing:

@@ -104,7 +104,8 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         opened: socket.socket = transport.get_extra_info("socket")
         peer_name = transport.get_extra_info("peername") or ("unknown", 0)
-        self.peer_address = format_address(str(peer_name[0]), int(peer_name[1]))
+        encrypted = transport.get_extra_info("ssl_object") is not None
+        self.peer_address = format_address(str(peer_name[0]), int(peer_name[1]), encrypted=encrypted)
         set_socket_options(opened)
         self.last_received = self._loop.time()
         refusal = self._admit(self) if self._admit else ""
@@ -163,6 +164,22 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport
 
     # ------------------------------------------------------------------ handshake
+
+    @property
+    def proved(self) -> bool:
+        """Whether the peer has proved that it belongs to this cluster."""
+        return self._handshake is None
+
+    def is_encrypted(self, channel: str) -> None:
+        """The transport encrypts from here on; both sides prove that they mean this same channel."""
+        if self._handshake is not None:
+            self._handshake.channel = channel
+
+    def goes_on_plainly(self, transport: asyncio.Transport) -> None:
+        """The peer, on this machine, does not encrypt: the socket's transport alone is left."""
+        self._transport = transport
+        peer_name = transport.get_extra_info("peername")
+        self.peer_address = format_address(str(peer_name[0]), int(peer_name[1]), encrypted=False)
 
     def _send_handshake(self) -> None:
         data = self._handshake.data_to_send() if self._handshake is not None else b""

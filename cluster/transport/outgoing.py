@@ -57,6 +57,9 @@ class Outgoing:
         self.paused = False
         self._transport = transport
         self._socket_descriptor: int = transport.get_extra_info("socket").fileno()
+        # The system cannot encrypt a file on its way; what is read for it goes through this one place.
+        self._encrypts = transport.get_extra_info("ssl_object") is not None
+        self._file_buffer = memoryview(b"")
         self._poll_descriptor = -1
         self._loop = asyncio.get_running_loop()
         self._step = SendingStep.of(self._loop)
@@ -98,9 +101,10 @@ class Outgoing:
 
     def put_file(self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True) -> None:
         """Open a file and queue its first bytes, to be sent by `sendfile` if that is wanted and there is one."""
+        by_system_call = by_system_call and hasattr(os, "sendfile") and not self._encrypts
         if nbytes:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-            self._queue.append(_FilePart(descriptor, nbytes, by_system_call and hasattr(os, "sendfile")))
+            self._queue.append(_FilePart(descriptor, nbytes, by_system_call))
             self._enqueued(nbytes)
         self._put_callback(done)
 
@@ -194,6 +198,11 @@ class Outgoing:
         try:
             if part.by_system_call:
                 sent = os.sendfile(self._socket_descriptor, part.descriptor, part.offset, count)
+            elif self._encrypts:
+                # It is encrypted before `write` returns, so the place can be used again.
+                self._file_buffer = self._file_buffer or memoryview(bytearray(_STEP_BYTES))
+                sent = os.readv(part.descriptor, [self._file_buffer[:count]])
+                self._transport.write(self._file_buffer[:sent])
             else:
                 data = os.read(part.descriptor, min(count, _STEP_BYTES))
                 sent = len(data)

@@ -6,25 +6,30 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
+from cluster.certificate import Certificate, load_or_create_certificate
 from cluster.errors import AddressError, ClusterError, HandshakeFailed
 from cluster.transport.addresses import (
+    Address,
     cannot_connect,
-    check_loopback,
     connect_pauses,
     format_address,
+    is_loopback,
     parse_address,
+    read_address,
 )
 from cluster.transport.connection import Connection, OnClosed, OnMessage
+from cluster.transport.encryption import EncryptedTransport
 from cluster.wire.handshake import HANDSHAKE_SECONDS, Handshake
 
 __all__ = [
     "Connection",
     "Listener",
-    "check_loopback",
     "connect",
     "format_address",
     "listen",
@@ -73,8 +78,16 @@ class RefusalLog:
 class Listener:
     """A listening port. Peers that have not proved themselves are few, cost no memory, and disturb nobody."""
 
-    def __init__(self, make_handshake: Callable[[], Handshake], on_connected: OnConnected) -> None:
+    def __init__(
+        self,
+        make_handshake: Callable[[], Handshake],
+        on_connected: OnConnected,
+        certificate: Certificate | None,
+        announced_host: str,
+    ) -> None:
         self._make_handshake = make_handshake
+        self._certificate = certificate
+        self._announced_host = announced_host
         self._on_connected = on_connected
         self._server: asyncio.Server | None = None
         # Who is in the middle of the handshake: host, and since when; oldest first.
@@ -85,16 +98,16 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """Where peers connect to, as "tcp://host:port"."""
-        return format_address(self.host, self.port)
+        """Where peers connect to, as "tcp://host:port"; the host is what was announced, if anything was."""
+        return format_address(self._announced_host or self.host, self.port, encrypted=self._certificate is not None)
 
     async def start(
         self, host: str, port: int, on_message: OnMessage, on_closed: OnClosed, bound: socket.socket | None = None
     ) -> None:
         """Bind the port, or take a socket that is bound already; raises AddressError if that cannot be."""
 
-        def make() -> Connection:
-            return Connection(
+        def make() -> Connection | EncryptedTransport:
+            connection = Connection(
                 self._make_handshake(),
                 on_message,
                 on_closed,
@@ -102,6 +115,7 @@ class Listener:
                 on_refused=self._refused,
                 admit=self._admit,
             )
+            return connection if self._certificate is None else EncryptedTransport(connection, self._certificate)
 
         try:
             loop = asyncio.get_running_loop()
@@ -166,18 +180,45 @@ async def listen(
     on_message: OnMessage,
     on_closed: OnClosed,
     bound: socket.socket | None = None,
+    certificate_directory: Path | None = None,
+    insecure: bool = False,
+    announced_host: str = "",
 ) -> Listener:
     """Accept peers that share the secret and have one of the roles; port 0 takes any free one.
 
     `bound` is a socket that another process bound and handed over; host and port are then only what it was bound to.
+    Peers on other machines encrypt, with the certificate of that directory, unless `insecure` says that nobody does;
+    peers on this machine may. AddressError if other machines can connect and neither was given. `announced_host` is
+    what others are told to connect to, if not `host`.
 
     `on_connected(connection)` is called when a peer has proved itself, before its first message.
     """
-    check_loopback(host if bound is None else bound.getsockname()[0])
-    listener = Listener(lambda: Handshake(secret, role, True, peer_roles), on_connected)
-    # "localhost" would be two sockets, and with port 0 two different ports.
-    await listener.start("127.0.0.1" if host == "localhost" else host, port, on_message, on_closed, bound)
+    where = host if bound is None else str(bound.getsockname()[0])
+    certificate = None
+    if not (is_loopback(where) or insecure):
+        if certificate_directory is None:
+            raise AddressError(f"{where} can be reached from other machines, and nothing would be encrypted")
+        certificate = await asyncio.to_thread(load_or_create_certificate, certificate_directory)
+    listener = Listener(lambda: Handshake(secret, role, True, peer_roles), on_connected, certificate, announced_host)
+    await listener.start(await _resolve(host) if bound is None else host, port, on_message, on_closed, bound)
     return listener
+
+
+async def _resolve(host: str) -> str:
+    """Return the one address that a name stands for: several would be several sockets, and ports."""
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        said = f"cannot listen at {host!r}: {error.strerror or error}; give a name or an address of this machine"
+        raise AddressError(said) from error
+    address = str(found[0][4][0])
+    if is_loopback(address) and address != host:
+        raise AddressError(
+            f"{host!r} stands for {address} here, which no other machine can connect to; give this machine's address"
+        )
+    return address
 
 
 async def connect(
@@ -194,22 +235,20 @@ async def connect(
     Raises AddressError, ConnectionLost (nobody there), WrongSecret, VersionMismatch or HandshakeFailed. Messages may
     reach `on_message`, and the connection may even be closed again, before this returns.
     """
-    host, port = parse_address(address)
-    check_loopback(host)
+    where = read_address(address)
     for pause_seconds in (*connect_pauses(), None):
         handshake = Handshake(secret, role, False, peer_roles)
         try:
-            return await _connect_once(host, port, handshake, on_message, on_closed)
-        except HandshakeFailed:
-            if handshake.peer_has_answered or pause_seconds is None:
+            return await _connect_once(where, handshake, on_message, on_closed)
+        except HandshakeFailed as error:
+            told_why = handshake.peer_has_answered or isinstance(error.__cause__, ssl.SSLError)
+            if told_why or pause_seconds is None:
                 raise
         await asyncio.sleep(pause_seconds)
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _connect_once(
-    host: str, port: int, handshake: Handshake, on_message: OnMessage, on_closed: OnClosed
-) -> Connection:
+async def _connect_once(where: Address, handshake: Handshake, on_message: OnMessage, on_closed: OnClosed) -> Connection:
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Connection] = loop.create_future()
 
@@ -223,14 +262,13 @@ async def _connect_once(
         if not outcome.done():
             outcome.set_exception(error)
 
-    def make() -> Connection:
-        return Connection(handshake, on_message, on_closed, on_connected=connected, on_refused=refused)
-
+    connection = Connection(handshake, on_message, on_closed, on_connected=connected, on_refused=refused)
+    protocol = EncryptedTransport(connection, None) if where.encrypted else connection
     try:
         async with asyncio.timeout(HANDSHAKE_SECONDS):
-            _, connection = await loop.create_connection(make, host, port)
+            await loop.create_connection(lambda: protocol, where.host, where.port)
     except (OSError, TimeoutError) as error:
-        raise cannot_connect(host, port, error) from error
+        raise cannot_connect(where, error) from error
     try:
         return await outcome
     except asyncio.CancelledError:

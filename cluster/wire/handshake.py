@@ -8,8 +8,12 @@ The secret itself never travels. C is the side that connected, L the side that l
     L -> C   proof    length, HMAC over (label of L, both hellos, claims of C, claims of L), claims of L
                       length 0: refused, wrong secret
 
-Claims are a role ("client", "scheduler", "worker"), versions, and in the last message the reason of a refusal, if
-any. Both random parts are in both proofs, so a recorded handshake is worth nothing later; the labels differ, so a proof
+Claims are a role ("client", "scheduler", "worker"), versions, the channel, and in the last message the reason of a
+refusal, if any. The channel says which encrypted connection these messages travel in (the fingerprint of the
+certificate that this end sees there, "" for none). Since each side proves its claims and compares the other's, whoever
+stands between the two and opens what is encrypted is found out, though nobody knows any certificate beforehand.
+
+Both random parts are in both proofs, so a recorded handshake is worth nothing later; the labels differ, so a proof
 cannot be sent back to its maker. L says who it is, or why it refuses, only to a C that has proved itself.
 
 Nothing here does I/O: bytes come in by `feed` and go out by `data_to_send`. After an error, send what `data_to_send`
@@ -27,9 +31,18 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from cluster.errors import HandshakeFailed, SettingError, VersionMismatch, WrongSecret
+from cluster.errors import HandshakeFailed, Intercepted, SettingError, VersionMismatch, WrongSecret
 
-__all__ = ["HANDSHAKE_LIMIT_BYTES", "HANDSHAKE_SECONDS", "PROTOCOL", "SECRET_BYTES", "Handshake", "PeerInfo"]
+__all__ = [
+    "HANDSHAKE_LIMIT_BYTES",
+    "HANDSHAKE_SECONDS",
+    "PROTOCOL",
+    "SECRET_BYTES",
+    "TLS_HELLO",
+    "TLS_REFUSAL",
+    "Handshake",
+    "PeerInfo",
+]
 
 PROTOCOL: Final = 1
 SECRET_BYTES: Final = 32
@@ -44,6 +57,10 @@ _length = struct.Struct("<H")
 _PROOF_BYTES: Final = 32
 _PROOF_LIMIT_BYTES: Final = HANDSHAKE_LIMIT_BYTES - _hello.size - _length.size
 _LABELS: Final = {False: b"cluster connecting side", True: b"cluster listening side"}
+
+# How TLS begins, and how it says that it cannot agree (an alert: fatal, handshake failure).
+TLS_HELLO: Final = b"\x16"
+TLS_REFUSAL: Final = b"\x15\x03\x03\x00\x02\x02\x28"
 
 _HTTP_METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ")
 _HTTP_TEXT: Final = b"This port speaks the cluster protocol, not HTTP.\n"
@@ -79,6 +96,8 @@ class Handshake:
         if len(secret) != SECRET_BYTES:
             raise SettingError(f"the secret must have {SECRET_BYTES} bytes, not {len(secret)}")
         self.complete = False
+        self.channel = ""
+        """The encrypted connection that this handshake travels in; set it before anything is fed."""
         self.peer = PeerInfo("", {})
         self._secret = secret
         self._listening = listening
@@ -120,6 +139,8 @@ class Handshake:
         if not _MAGIC.startswith(start):
             if self._listening and start.startswith(_HTTP_METHODS):
                 self._outgoing = _HTTP_ANSWER
+            elif self._listening and start[:1] == TLS_HELLO:
+                self._outgoing = TLS_REFUSAL
             raise HandshakeFailed(f"the peer does not speak the cluster protocol: it sent {_describe(start)}")
         if len(self._received) >= _hello.size:
             hello = bytes(self._received[: _hello.size])
@@ -136,7 +157,7 @@ class Handshake:
                 raise HandshakeFailed("the peer sent back what it was sent; it is no cluster process")
             self._peer_hello = hello
             if not self._listening:
-                self._connecting_claims = msgpack.packb(self._claims)
+                self._connecting_claims = msgpack.packb({**self._claims, "channel": self.channel})
                 self._send_proof(self._connecting_claims, b"")
 
     def _hmac(self, listening: bool, listening_claims: bytes) -> bytes:
@@ -179,11 +200,11 @@ class Handshake:
         self._peer_has_proved_itself(claims)
 
     def _peer_has_proved_itself(self, claims: bytes) -> None:
-        role, versions, refusal = _read_claims(claims)
+        role, versions, channel, refusal = _read_claims(claims)
         self.peer = PeerInfo(role, versions)
-        error = self._reason_against_peer()
+        error = self._reason_against_channel(channel) or self._reason_against_peer()
         if self._listening:
-            answer = self._claims if error is None else {**self._claims, "refusal": str(error)}
+            answer = {**self._claims, "channel": self.channel, **({} if error is None else {"refusal": str(error)})}
             packed = msgpack.packb(answer)
             self._send_proof(packed, packed)
         if error is not None:
@@ -191,6 +212,18 @@ class Handshake:
         if refusal:
             raise HandshakeFailed(f"the {role} refused this {self._claims['role']}: {refusal}")
         self.complete = True
+
+    def _reason_against_channel(self, channel: str) -> Intercepted | None:
+        if hmac.compare_digest(channel.encode(), self.channel.encode()):
+            return None
+        if channel and self.channel:
+            found = "the two ends of the connection see different certificates"
+        else:
+            found = "the connection is encrypted at one of its ends only"
+        return Intercepted(
+            f"{found}: somebody between this {self._claims['role']} and the {self.peer.role} opens what is encrypted, "
+            "an attacker or a proxy; connect without anything between them that knows TLS"
+        )
 
     def _reason_against_peer(self) -> HandshakeFailed | None:
         role, versions = self.peer
@@ -208,7 +241,7 @@ class Handshake:
         return None
 
 
-def _read_claims(claims: bytes) -> tuple[str, dict[str, str], str]:
+def _read_claims(claims: bytes) -> tuple[str, dict[str, str], str, str]:
     try:
         found = msgpack.unpackb(claims)
     except Exception as error:  # msgpack raises ValueError, its own exceptions and UnicodeDecodeError alike
@@ -217,12 +250,15 @@ def _read_claims(claims: bytes) -> tuple[str, dict[str, str], str]:
     versions = found.get("versions") if isinstance(found, dict) else None
     if not isinstance(role, str) or not isinstance(versions, dict):
         raise HandshakeFailed("the peer has the secret, but does not say its role and its versions")
-    return role, {str(name): str(version) for name, version in versions.items()}, str(found.get("refusal", ""))
+    said = {str(name): str(version) for name, version in versions.items()}
+    return role, said, str(found.get("channel", "")), str(found.get("refusal", ""))
 
 
 def _describe(start: bytes) -> str:
     if start.startswith(_HTTP_METHODS):
         return "an HTTP request"
-    if start[:1] == b"\x16":
-        return "a TLS hello (TLS is not supported yet)"
+    if start[:1] == TLS_HELLO:
+        return "a TLS hello, but nothing is encrypted on this port; write tcp:// on this machine, or insecure://"
+    if start[:1] == TLS_REFUSAL[:1]:
+        return "that it takes encrypted connections only; write tls:// before its host and port"
     return repr(start)

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import Client, LocalCluster
 from tests.processes.agent_harness import PlayedScheduler, Worker, make_scheduler
+from tests.processes.peers import encrypting
 from tests.surroundings import Surroundings
 
 # (workers, slots of each): the usual one first.
@@ -37,6 +38,15 @@ def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def own_directory(surroundings: Surroundings) -> Path:
     """The test's own directory for secret and settings."""
     return surroundings.directory
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def plain_or_encrypted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Run the test with connections of this machine, then with such as beyond it."""
+    if request.param == "encrypted":
+        encrypting.append(tmp_path / "certificate")
+    yield
+    encrypting.clear()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from cluster.transport.blocking import BlockingConnection
@@ -13,6 +14,9 @@ from cluster.transport.tcp import Connection, Listener, connect, listen
 from cluster.wire import messages
 
 SECRET = bytes(range(32))
+
+# The directory of the certificate, while a test has its listeners encrypt; see the fixture `plain_or_encrypted`.
+encrypting: list[Path] = []
 HELLO_BYTES = 42
 
 
@@ -49,7 +53,7 @@ class Peer:
 @contextlib.asynccontextmanager
 async def listening(peer: Peer, role: str = "worker") -> AsyncIterator[Listener]:
     listener = await listen(
-        "127.0.0.1",
+        "0.0.0.0" if encrypting else "127.0.0.1",
         0,
         secret=SECRET,
         role=role,
@@ -57,6 +61,8 @@ async def listening(peer: Peer, role: str = "worker") -> AsyncIterator[Listener]
         on_connected=peer.on_connected,
         on_message=peer.on_message,
         on_closed=peer.on_closed,
+        certificate_directory=encrypting[0] if encrypting else None,
+        announced_host="127.0.0.1",
     )
     try:
         yield listener

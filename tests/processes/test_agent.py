@@ -161,7 +161,7 @@ def test_a_peer_that_never_reads_disturbs_nobody(scheduler: PlayedScheduler, wor
     [
         (["tcp://127.0.0.1:1"], "cannot connect to tcp://127.0.0.1:1"),
         (["nonsense"], "nonsense"),
-        (["tcp://192.0.2.1:8770"], "TLS"),
+        (["tcp://nobody.invalid:8770"], "cannot connect to tls://nobody.invalid:8770"),
     ],
 )
 def test_a_worker_that_cannot_join_says_why_in_one_line(arguments: list[str], said: str) -> None:

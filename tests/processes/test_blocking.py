@@ -20,6 +20,8 @@ from tests.processes.peers import (
 
 BYE = messages.PutDone(1, 2, "")
 
+pytestmark = pytest.mark.usefixtures("plain_or_encrypted")
+
 
 def test_a_blocking_client_asks_and_gets_answers() -> None:
     def work(client: BlockingConnection) -> None:
@@ -77,7 +79,7 @@ def test_a_blocking_client_reads_raw_bytes_to_their_place() -> None:
 def test_a_blocking_client_learns_of_the_end_when_it_reads_or_writes() -> None:
     def work(client: BlockingConnection) -> None:
         client.send(messages.Heartbeat())
-        with pytest.raises(ConnectionLost, match=r"the worker at tcp://127.0.0.1:.* ended the connection"):
+        with pytest.raises(ConnectionLost, match=r"the worker at t(cp|ls)://127.0.0.1:.* ended the connection"):
             client.receive(10)
         with pytest.raises(ConnectionLost):
             while True:

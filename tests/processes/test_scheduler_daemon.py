@@ -76,12 +76,17 @@ def taken_port() -> Iterator[int]:
 
 WRONG = {
     "a port in use": (["cluster-scheduler", "--port", "TAKEN"], "port TAKEN on 127.0.0.1 is in use"),
-    "an address beyond this machine": (["cluster-scheduler", "--host", "0.0.0.0"], "wait for TLS"),
+    "an address that this machine has not": (
+        ["cluster-scheduler", "--host", "192.0.2.1"],
+        "cannot listen on tls://192.",
+    ),
+    "a name for this machine alone": (["cluster-scheduler", "--host", "127.1"], "'127.1' stands for 127.0.0.1 here"),
+    "a name that nobody has": (["cluster-scheduler", "--host", "nobody.invalid"], "cannot listen at 'nobody.invalid'"),
     "an option that is not known": (["cluster-scheduler", "--prot", "1"], "unrecognized arguments: --prot"),
     "a port that is none": (["cluster-scheduler", "--port", "70000"], "a port is a number from 0 to 65535"),
     "a secret that others may read": (["cluster-scheduler", "--port", "0"], "run: chmod 600"),
     "a worker's port in use": (["cluster-worker", "SCHEDULER", "--port", "TAKEN"], "port TAKEN on 127.0.0.1 is in use"),
-    "a worker beyond this machine": (["cluster-worker", "SCHEDULER", "--host", "::"], "wait for TLS"),
+    "a worker's address that is none": (["cluster-worker", "SCHEDULER", "--host", "a b"], "cannot listen at 'a b'"),
     "a worker without an address": (["cluster-worker"], "required: address"),
     "no slots": (["cluster-worker", "SCHEDULER", "--slots", "none"], "a worker has 1 to 1024 slots, not none"),
     "no amount of memory": (["cluster-worker", "SCHEDULER", "--memory-limit", "lots"], "lots"),

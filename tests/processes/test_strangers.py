@@ -30,6 +30,8 @@ from tests.processes.peers import (
     run_pair,
 )
 
+pytestmark = pytest.mark.usefixtures("plain_or_encrypted")
+
 
 def _hello_then(rest: bytes) -> bytes:
     return Handshake(SECRET, "client", False, ("worker",)).data_to_send() + rest
@@ -68,6 +70,8 @@ def test_a_stranger_is_hung_up_on_with_one_log_line_and_nobody_else_notices(
                 assert b"not HTTP" in came
             elif kind == "wrong secret":
                 assert len(came) == HELLO_BYTES + 2
+            elif kind == "tls":
+                assert came[:1] == b"\x15"  # an alert, so that its side can say why
             else:
                 assert len(came) in (0, HELLO_BYTES)
             connection.send(messages.Query(number, "ping", None))

@@ -27,6 +27,8 @@ from tests.processes.peers import (
     run_pair,
 )
 
+pytestmark = pytest.mark.usefixtures("plain_or_encrypted")
+
 
 def test_messages_arrive_in_order_and_answers_come_back() -> None:
     async def scenario(listener: Listener, there: Peer, connection: Connection, here: Peer) -> None:

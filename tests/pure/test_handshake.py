@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ClusterError, HandshakeFailed, SettingError, VersionMismatch, WrongSecret
+from cluster.errors import ClusterError, HandshakeFailed, Intercepted, SettingError, VersionMismatch, WrongSecret
 from cluster.wire import handshake as module
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, Handshake, PeerInfo
 
@@ -210,7 +210,7 @@ def test_an_http_request_is_told_so_in_http() -> None:
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\x16\x03\x01\x02\0\x01\0\x01", b"\xff" * 8, b"SSH-2.0-OpenSSH", b"X", struct.pack("<Q", 2**62)]
+    "garbage", [b"\x17\x03\x03\x02\0\x01\0\x01", b"\xff" * 8, b"SSH-2.0-OpenSSH", b"X", struct.pack("<Q", 2**62)]
 )
 def test_garbage_is_refused_at_its_first_bytes_and_not_answered(garbage: bytes) -> None:
     scheduler = _listening()
@@ -240,3 +240,49 @@ def test_a_peer_that_has_the_secret_but_talks_nonsense_is_refused(monkeypatch: p
 def test_a_short_secret_is_no_secret() -> None:
     with pytest.raises(SettingError, match="32 bytes"):
         _connecting(b"secret")
+
+
+def test_tls_where_nothing_is_encrypted_is_refused_in_its_own_words() -> None:
+    scheduler = _listening()
+    with pytest.raises(HandshakeFailed, match="a TLS hello, but nothing is encrypted on this port"):
+        scheduler.feed(b"\x16\x03\x01\x02\0\x01\0\x01")
+    alert = scheduler.data_to_send()
+    client = _connecting()
+    with pytest.raises(HandshakeFailed, match="it takes encrypted connections only; write tls://"):
+        client.feed(alert)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        ("a", "b", "see different certificates"),
+        ("a", "", "at one of its ends only"),
+        ("", "b", "at one of its ends only"),
+    ],
+)
+def test_two_who_do_not_see_the_same_channel_have_somebody_between_them(here: str, there: str, said: str) -> None:
+    client, scheduler = _connecting(), _listening()
+    client.channel, scheduler.channel = here, there
+    errors = _let_them_talk(client, scheduler)
+    assert [type(error) for error in errors] == [Intercepted, Intercepted]
+    assert all(said in str(error) for error in errors)
+    assert not client.complete
+    assert not scheduler.complete
+
+
+def test_the_channel_in_the_claims_cannot_be_changed_on_the_way() -> None:
+    client, scheduler = _connecting(), _listening()
+    client.channel, scheduler.channel = "a" * 64, "b" * 64
+    scheduler.feed(client.data_to_send())
+    client.feed(scheduler.data_to_send())
+    proof = client.data_to_send()
+    with pytest.raises(WrongSecret):
+        scheduler.feed(proof.replace(b"a" * 64, b"b" * 64))
+
+
+def test_two_who_see_the_same_channel_know_each_other() -> None:
+    client, scheduler = _connecting(), _listening()
+    client.channel = scheduler.channel = "a" * 64
+    assert _let_them_talk(client, scheduler) == (None, None)
+    assert client.complete
+    assert scheduler.complete
