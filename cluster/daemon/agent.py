@@ -15,7 +15,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.config import Settings
@@ -25,7 +24,7 @@ from cluster.daemon.agent_modules import store_module
 from cluster.daemon.agent_peers import PeerLinks, PeerServer
 from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
-from cluster.daemon.agent_store import Store
+from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.memory_kills import MemoryKills
 from cluster.daemon.process_memory import own_bytes, resident_bytes
 from cluster.ids import new_id
@@ -75,7 +74,13 @@ class AgentDaemon:
         if self._fast_paths.missing:
             logger.info("there is no %s here; a slower way is taken instead", ", ".join(self._fast_paths.missing))
         memory_limit_bytes, wanted = options.memory_limit_bytes, settings.fast_paths
-        self._store = Store(settings.shared_memory_directory, "agent", memory_limit_bytes, fast_paths=wanted)
+        self._store = Store(
+            settings.shared_memory_directory,
+            "agent",
+            memory_limit_bytes,
+            fast_paths=wanted,
+            on_forget=self._forget_segment,
+        )
         # Uploaded modules come first: who uploads one means it to be used.
         python_path = os.pathsep.join(filter(None, (str(self._store.modules_path), options.python_path)))
         self._starter_options = StarterOptions(
@@ -340,6 +345,7 @@ class AgentDaemon:
         unclaimed = pipes.take_back()
         del self._slots[slot]
         pipes.close()
+        self._store.writer_ended(slot)
         out_of_memory = signal_number == signal.SIGKILL and self._memory_kills.one_more()
         self.feed(
             events.SlotExited(slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory)
@@ -361,10 +367,11 @@ class AgentDaemon:
                 self.feed(events.SegmentFailed(effect.request, reason))
                 return
             if effect.data:
-                Path(path).write_bytes(effect.data)
+                with open(path, "r+b", buffering=0) as segment:  # not "wb": that would give its pages back first
+                    segment.write(effect.data)
             self.feed(events.SegmentCreated(effect.request, path))
 
-        self._store.create(effect.nbytes, created)
+        self._store.create(effect.nbytes, created, writer=effect.slot)
 
     def _remove_segments(self, effect: events.RemoveSegments) -> None:
         for path in effect.paths:
@@ -379,7 +386,13 @@ class AgentDaemon:
         storing.add_done_callback(stored)
 
     def _answer_segment(self, effect: events.AnswerSegment) -> None:
-        self._slots[effect.slot].answer_segment(effect.sequence, effect.path, effect.reason)
+        slot, sequence, path, reason = effect
+        handed = self._store.hand_over(path, slot) if path else BY_PATH
+        if not self._slots[slot].answer_segment(sequence, path, reason, handed):
+            self._store.not_handed(path)
+
+    def _forget_segment(self, slot: int, number: int) -> None:
+        self._slots[slot].forget_segment(number)
 
     # ------------------------------------------------------------------ figures
 
@@ -388,6 +401,7 @@ class AgentDaemon:
         measuring = self._loop.run_in_executor(None, self._figures, list(self._starter.slot_process_ids.values()))
         measuring.add_done_callback(self._measured)
         self._links.end_stalled()
+        self._store.look()
         self._memory_kills.look()
 
     def _figures(self, slots: list[int]) -> dict[str, int]:
@@ -399,7 +413,8 @@ class AgentDaemon:
 
     def _measured(self, figures: asyncio.Future[dict[str, int]]) -> None:
         if not self._ended.done():
-            self.feed(events.Measured(figures.result()))
+            segments = {"free_segment_bytes": self._store.free_bytes, "open_segment_bytes": self._store.open_bytes}
+            self.feed(events.Measured({**figures.result(), **segments}))
             self._loop.call_later(_MEASURE_SECONDS, self._measure)
 
 

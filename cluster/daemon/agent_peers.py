@@ -142,6 +142,8 @@ class PeerServer:
         except FileNotFoundError:  # it was freed while the answer waited
             connection.send(messages.ValueMissing(request, row, attempt))
             return
+        if self._fast_paths:
+            self._store.mark_shown(path)
         connection.send(messages.ValueStream(request, row, attempt, nbytes))
         connection.send_file(path, nbytes, by_system_call=self._fast_paths)
 

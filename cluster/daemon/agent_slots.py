@@ -13,6 +13,8 @@ import msgpack
 
 from cluster.daemon import slot_ends, slot_protocol
 from cluster.daemon.agent_output import SlotOutputReader, is_readable
+from cluster.daemon.agent_store import BY_PATH, Handed
+from cluster.daemon.slot_segments import send_descriptor
 from cluster.wire.task_output import Piece
 from cluster.worker.events import DefineInSlot, GiveTasks, ProgressMade
 
@@ -41,6 +43,7 @@ class SlotPipes:
         self._unwritten: deque[memoryview] = deque()
         ends = slot_ends.make_named(path_prefix) if path_prefix else slot_ends.make_unnamed()
         self._claim_read, self._claim_write, self._tasks, self._reports, read_output, self._page = ends[:6]
+        self._segments = ends.segments
         self._kept = ends.kept
         self.slot_descriptors = ends.for_slot
         self.path_prefix = path_prefix
@@ -67,9 +70,17 @@ class SlotPipes:
         with contextlib.suppress(BrokenPipeError):
             os.write(self._claim_write, slot_protocol.claim_records(effect.sequence, effect.tasks))
 
-    def answer_segment(self, sequence: int, path: str, reason: str) -> None:
-        """Tell the slot where to write its large result."""
-        self._send((slot_protocol.TASKS_SEGMENT, sequence, path, reason))
+    def answer_segment(self, sequence: int, path: str, reason: str, handed: Handed = BY_PATH) -> bool:
+        """Tell the slot where to write its large result; whether it could be told to do so as `handed` says."""
+        number, descriptor = handed
+        goes = descriptor < 0 or (self._segments is not None and send_descriptor(self._segments, descriptor))
+        told = (number, int(descriptor >= 0)) if goes else (0, 0)
+        self._send((slot_protocol.TASKS_SEGMENT, sequence, path, reason, *told))
+        return goes
+
+    def forget_segment(self, number: int) -> None:
+        """Tell the slot to let go of a map that it keeps."""
+        self._send((slot_protocol.TASKS_FORGET_SEGMENT, number))
 
     def become_actor(self, reference: list[Any]) -> None:
         """Tell the process that what its first task makes is an actor."""
@@ -166,6 +177,8 @@ class SlotPipes:
         self.output.close()
         self._loop.remove_writer(self._tasks)
         self._page.close()
+        if self._segments is not None:
+            self._segments.close()
         for descriptor in (
             *self.slot_descriptors, *self._kept, self._claim_read, self._claim_write, self._tasks, self._reports
         ):  # fmt: skip

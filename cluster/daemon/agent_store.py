@@ -1,20 +1,30 @@
-"""The agent's segments: in shared memory while there is room, else in files on disk; large ones in a thread."""
+"""The agent's segments: in shared memory while there is room, else in files on disk; large ones in a thread.
+
+A segment whose value was released is kept to be used again: its pages are there, and the slot that wrote it has it
+mapped. What is kept so counts in the memory limit, and is given back when somebody needs the room, and after a while.
+`cluster.storage.segment_book` decides and counts; `cluster.storage.leases` says how nobody sees bytes change.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from cluster.errors import StoreFull
+from cluster.storage.leases import is_open_elsewhere
+from cluster.storage.segment_book import NOBODY, KnownSegment, SegmentBook, whole_pages
 from cluster.storage.segments import SegmentDirectory, sweep
 from cluster.units import format_bytes
 
-__all__ = ["Store"]
+__all__ = ["BY_PATH", "IDLE_SECONDS", "Handed", "Store"]
 
 _Outcome = TypeVar("_Outcome")
 
@@ -22,26 +32,62 @@ logger = logging.getLogger(__name__)
 
 # Reserving or removing more takes longer than a step of the loop may (1 GiB: 0.2 to 0.4 s).
 _AT_ONCE_BYTES: Final = 4 * 1024 * 1024
+# Below this a new file costs no more than using an old one again.
+_RECYCLED_FROM_BYTES: Final = 256 * 1024
+# Free segments go back to the system after so long.
+IDLE_SECONDS: Final = 30.0
+# The kernel is asked about so many segments when one is wanted, and in one look at those that were open: 4 µs each.
+_ASKED_AT_ONCE: Final = 4
+_ASKED_A_LOOK: Final = 64
+
+
+class Handed(NamedTuple):
+    """How a slot gets a segment to write to: by its path alone, or by a map that it keeps under a number."""
+
+    number: int
+    """0: by the path."""
+    descriptor: int
+    """What to make the map of; -1 if the slot has it."""
+
+
+BY_PATH: Final = Handed(0, -1)
+
+
+class _Made(NamedTuple):
+    path: str
+    descriptor: int
+    reason: str
 
 
 class Store:
-    """Creates and removes segments. One thread does what takes long; while it is busy, everything waits its turn."""
+    """Creates, hands out, recycles and removes segments. One thread does what takes long; what is put to it waits."""
 
     def __init__(
-        self, shared_memory_directory: Path, name: str, memory_limit_bytes: int, *, fast_paths: bool = True
+        self,
+        shared_memory_directory: Path,
+        name: str,
+        memory_limit_bytes: int,
+        *,
+        fast_paths: bool = True,
+        on_forget: Callable[[int, int], None] = lambda writer, number: None,
     ) -> None:
+        """`on_forget(slot, number)`: that slot shall let go of the map that it keeps under the number."""
         parents = list(dict.fromkeys((shared_memory_directory, Path(tempfile.gettempdir()))))
         for parent in parents:
             sweep(parent)
         self._directories = [SegmentDirectory(parent, name, fast_paths=fast_paths) for parent in parents]
-        self._memory_limit_bytes = memory_limit_bytes
-        self._sizes: dict[str, int] = {}
-        self._shown: set[str] = set()
-        self._in_memory_bytes = 0
-        self.disk_bytes = 0  # of values that found no room in memory
+        self._memory, self._disk = self._directories[0], self._directories[-1]
+        self._on_forget = on_forget
+        self._book = SegmentBook(memory_limit_bytes)
+        self._recycles = fast_paths and self._memory.can_recycle()
+        # Each segment that can be used again keeps a descriptor here; connections and pipes need some too.
+        self._descriptors_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._disk_sizes: dict[str, int] = {}  # by path: values that found no room in memory
         self._thread: ThreadPoolExecutor | None = None
         self._busy = 0
         self._said_full = False
+
+    # ------------------------------------------------------------------ figures
 
     @property
     def paths(self) -> list[Path]:
@@ -51,59 +97,214 @@ class Store:
     @property
     def modules_path(self) -> Path:
         """The folder for modules that users uploaded, on disk."""
-        return self._directories[-1].modules_path
+        return self._disk.modules_path
 
-    def create(self, nbytes: int, then: Callable[[str, str], None]) -> None:
-        """Reserve a segment; `then(path, "")` or `then("", reason)` is called, perhaps at once."""
+    @property
+    def used_bytes(self) -> int:
+        """Memory of segments that hold values or are being written, in whole pages."""
+        return self._book.used_bytes
 
-        def finish(path: str, reason: str) -> None:
-            if path:
-                self._sizes[path] = nbytes
-                if path.startswith(f"{self._directories[0].path}/"):
-                    self._in_memory_bytes += nbytes
-                else:
-                    self.disk_bytes += nbytes
-            then(path, reason)
+    @property
+    def free_bytes(self) -> int:
+        """Memory of segments that are kept to be used again; `shrink` gives it back."""
+        return self._book.free_bytes
 
-        in_memory = self._in_memory_bytes + nbytes <= self._memory_limit_bytes
-        self._do(nbytes, lambda: self._reserve(nbytes, in_memory), lambda outcome: finish(*outcome))
+    @property
+    def open_bytes(self) -> int:
+        """Memory of segments whose values were released while somebody still looks at them."""
+        return self._book.open_bytes
 
-    def remove(self, path: str) -> None:
-        """Remove a segment that `create` made."""
-        nbytes = self._sizes.pop(path)
-        self._shown.discard(path)
-        directory = next(one for one in self._directories if path.startswith(f"{one.path}/"))
-        if directory is self._directories[0]:
-            self._in_memory_bytes -= nbytes
-        else:
-            self.disk_bytes -= nbytes
-        self._do(nbytes, lambda: directory.remove(path), lambda _: None)
+    # ------------------------------------------------------------------ segments for values
+
+    def create(self, nbytes: int, then: Callable[[str, str], None], *, writer: int = NOBODY) -> None:
+        """Reserve a segment; `then(path, "")` or `then("", reason)` is called, perhaps at once.
+
+        `writer` is the slot that will write to it: one that it has mapped is best.
+        """
+        segment = self._find_free(nbytes, writer) if self._recycles and nbytes >= _RECYCLED_FROM_BYTES else None
+        if segment is None:
+            self._make(nbytes, then)
+            return
+        start = segment.reserved_bytes
+        growth = self._book.take(segment, nbytes, self._memory.rename(segment.path, is_free=False))
+        if not growth:
+            then(segment.path, "")
+            return
+
+        def grown(reason: str) -> None:
+            if reason:
+                self._give_back(segment)
+                self._make(nbytes, then)
+            else:
+                then(segment.path, "")
+
+        self._make_room(0)  # the growth is counted already
+        self._do(growth, lambda: self._grow(segment.descriptor, start, growth), grown)
+
+    def hand_over(self, path: str, slot: int) -> Handed:
+        """Say how a slot is to write to a segment that was created for it; it keeps the map until it is told."""
+        if path not in self._book:
+            return BY_PATH
+        segment = self._book.find(path)
+        if not segment.is_recycled:
+            return BY_PATH  # the first time `write()` takes half the time that a map does
+        before = self._book.hand(segment, slot)
+        if before == slot:
+            return Handed(segment.number, -1)
+        if before != NOBODY:
+            self._on_forget(before, segment.number)
+        return Handed(segment.number, segment.descriptor)
+
+    def not_handed(self, path: str) -> None:
+        """The slot could not be given what `hand_over` said: it has no map."""
+        self._book.hand(self._book.find(path), NOBODY)
 
     def mark_shown(self, path: str) -> None:
-        """A process that is not a slot is told of this segment: its bytes must stay as they are, whoever frees it."""
-        if path in self._sizes:  # else it was freed meanwhile
-            self._shown.add(path)
+        """A process that is no slot is told the path, or gets the pages by `sendfile`: it is never used again.
+
+        The kernel would show such a process's maps too. But pages that `sendfile` put into a socket's queue are no
+        map, and change with the file until the peer has read them.
+        """
+        if path in self._book:
+            self._book.find(path).shown = True
+
+    def writer_ended(self, slot: int) -> None:
+        """That slot's process has ended, and its maps with it."""
+        self._book.writer_ended(slot)
+
+    def remove(self, path: str) -> None:
+        """Take note that nobody needs the value: its segment is removed, or kept to be used again."""
+        if path in self._disk_sizes:
+            self._do(self._disk_sizes.pop(path), lambda: self._disk.remove(path), lambda _: None)
+            return
+        segment = self._book.find(path)
+        if segment.descriptor < 0:
+            self._book.drop(segment)
+            self._do(segment.reserved_bytes, lambda: self._memory.remove(path), lambda _: None)
+            return
+        if segment.shown:
+            self._memory.remove(path)  # quick: this process has it open, so nothing is freed by that
+            new_path = path
+        else:
+            new_path = self._memory.rename(path, is_free=True)
+        is_open = is_open_elsewhere(segment.descriptor)
+        self._book.release(segment, new_path, is_open, time.monotonic())
+        if segment.shown and not is_open:
+            self._give_back(segment)
+
+    # ------------------------------------------------------------------ segments that hold nothing
+
+    def shrink(self, nbytes: int) -> int:
+        """Give free segments back to the system until that makes so many bytes, if there are so many; how many it is.
+
+        Their pages are free when what the thread has been given by now is done.
+        """
+        before = self._book.free_bytes
+        for segment in self._book.oldest_free(nbytes):
+            self._give_back(segment)
+        return before - self._book.free_bytes
+
+    def look(self) -> None:
+        """Look whether open segments were let go of, and give back what has been free for long; now and then."""
+        for segment in self._book.next_open(_ASKED_A_LOOK):
+            self._look_at(segment)
+        for segment in self._book.idle(time.monotonic() - IDLE_SECONDS):
+            self._give_back(segment)
 
     def close(self) -> None:
         """Remove everything."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+        for descriptor in self._book.descriptors():
+            os.close(descriptor)
         for directory in self._directories:
             directory.close()
 
-    def _reserve(self, nbytes: int, in_memory: bool) -> tuple[str, str]:
-        reason = f"{format_bytes(nbytes)} more would pass the worker's memory limit"
-        for directory in self._directories if in_memory else self._directories[1:]:
-            try:
-                path = directory.create(nbytes)
-            except StoreFull as error:
-                reason = str(error)
-                continue
-            if directory is not self._directories[0] and not self._said_full:
+    def _find_free(self, nbytes: int, writer: int) -> KnownSegment | None:
+        for segment in self._book.candidates(nbytes, writer, _ASKED_AT_ONCE):
+            # Nobody was told its name; but who may read the directory can open anything.
+            if not is_open_elsewhere(segment.descriptor):
+                return segment
+            self._book.was_opened(segment)
+        return next(filter(self._look_at, self._book.open_of_class(nbytes, _ASKED_AT_ONCE)), None)
+
+    def _look_at(self, segment: KnownSegment) -> bool:
+        """Look at an open segment; whether it can be used again now."""
+        if is_open_elsewhere(segment.descriptor):
+            return False
+        if segment.shown:
+            self._give_back(segment)
+            return False
+        self._book.was_closed(segment, time.monotonic())
+        return True
+
+    def _give_back(self, segment: KnownSegment) -> None:
+        """Remove a segment whose value is gone. The pages are freed though its writer may still have them mapped."""
+        self._book.drop(segment)
+        if segment.writer != NOBODY:
+            self._on_forget(segment.writer, segment.number)
+
+        def work() -> None:
+            self._memory.remove(segment.path)
+            if not is_open_elsewhere(segment.descriptor):
+                os.ftruncate(segment.descriptor, 0)
+            os.close(segment.descriptor)
+
+        self._do(segment.reserved_bytes, work, lambda _: None)
+
+    # ------------------------------------------------------------------ new segments
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Give free segments back until so many more bytes are within the limit; whether they are."""
+        book = self._book
+        excess = book.total_bytes + nbytes - book.limit_bytes
+        if excess > 0:
+            excess -= self.shrink(excess)
+        return excess <= 0
+
+    def _make(self, nbytes: int, then: Callable[[str, str], None]) -> None:
+        if not self._make_room(whole_pages(nbytes)):
+            self._make_on_disk(nbytes, f"{format_bytes(nbytes)} more would pass the worker's memory limit", then)
+            return
+        book = self._book
+        keeps = self._recycles and nbytes >= _RECYCLED_FROM_BYTES and book.descriptor_count < self._descriptors_limit
+        book.begin(nbytes, keeps)
+
+        def made(outcome: _Made) -> None:
+            book.end(nbytes, keeps)
+            if outcome.path:
+                book.add(outcome.path, nbytes, outcome.descriptor)
+                then(outcome.path, "")
+            elif self.shrink(nbytes):
+                self._make(nbytes, then)  # the system is short of memory, though the limit is not reached
+            else:
+                self._make_on_disk(nbytes, outcome.reason, then)
+
+        self._do(nbytes, lambda: _create(self._memory, nbytes, keeps), made)
+
+    def _make_on_disk(self, nbytes: int, reason: str, then: Callable[[str, str], None]) -> None:
+        if self._disk is self._memory:
+            then("", reason)
+            return
+
+        def made(outcome: _Made) -> None:
+            if not outcome.path:
+                then("", outcome.reason)
+                return
+            if not self._said_full:
                 self._said_full = True
-                logger.warning("while memory is full, values go to disk, into %s: %s", directory.path, reason)
-            return path, ""
-        return "", reason
+                logger.warning("while memory is full, values go to disk, into %s: %s", self._disk.path, reason)
+            self._disk_sizes[outcome.path] = nbytes
+            then(outcome.path, "")
+
+        self._do(nbytes, lambda: _create(self._disk, nbytes, False), made)
+
+    def _grow(self, descriptor: int, start: int, nbytes: int) -> str:
+        try:
+            self._memory.extend(descriptor, start, nbytes)
+        except StoreFull as error:
+            return str(error)
+        return ""
 
     def _do(self, nbytes: int, work: Callable[[], _Outcome], then: Callable[[_Outcome], None]) -> None:
         # In order: while the thread has work, a small piece of work waits behind it, and does not race with it.
@@ -120,3 +321,14 @@ class Store:
             then(future.result())
 
         loop.run_in_executor(self._thread, work).add_done_callback(done)
+
+
+def _create(directory: SegmentDirectory, nbytes: int, keeps: bool) -> _Made:
+    try:
+        path, descriptor = directory.create_open(nbytes)
+    except StoreFull as error:
+        return _Made("", -1, str(error))
+    if keeps:
+        return _Made(path, descriptor, "")
+    os.close(descriptor)
+    return _Made(path, -1, "")

@@ -28,6 +28,7 @@ from cluster.daemon.slot_actor import KeptActor
 from cluster.daemon.slot_coroutines import run_coroutine
 from cluster.daemon.slot_output import SlotOutput
 from cluster.daemon.slot_run import SlotRun
+from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter
 from cluster.daemon.slot_waiting import (
     CoroutineWaiting,
     SlotWaiting,
@@ -37,7 +38,7 @@ from cluster.daemon.slot_waiting import (
 )
 from cluster.daemon.task_context import running_inside
 from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
-from cluster.storage.segments import map_segment, write_encoded
+from cluster.storage.segments import map_segment
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.task_output import row_of
@@ -62,6 +63,13 @@ class SlotDescriptors(NamedTuple):
     reports: int
     output: int
     page: int
+    segments: int = -1
+    """Not there without the fast paths."""
+
+    @property
+    def opened(self) -> tuple[int, ...]:
+        """Those that are there."""
+        return tuple(descriptor for descriptor in self if descriptor >= 0)
 
 
 class _LoadFailed(Exception):
@@ -135,7 +143,8 @@ class _Slot:
         self._pieces: deque[_Piece] = deque()
         self._functions: dict[bytes, tuple[str, bytes]] = {}
         self._loaded: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
-        self.segment_answers: dict[int, tuple[str, str]] = {}  # sequence -> path, reason
+        self.segment_answers: dict[int, SegmentAnswer] = {}  # by sequence
+        self.segments = SegmentWriter(descriptors.segments)
         self.running = 0  # the sequence that may be interrupted
         self.interrupted_early = 0  # the sequence whose interrupt came when it could not be
         self.current: tuple[Any, int] | None = None  # the task that was begun last and has not ended
@@ -238,7 +247,9 @@ class _Slot:
             elif code == slot_protocol.TASKS_DEFINE:
                 self._functions[message[1]] = (message[2], message[3])
             elif code == slot_protocol.TASKS_SEGMENT:
-                self.segment_answers[message[1]] = (message[2], message[3])
+                self.segment_answers[message[1]] = self.segments.take_in(SegmentAnswer(*message[2:]))
+            elif code == slot_protocol.TASKS_FORGET_SEGMENT:
+                self.segments.forget(message[1])
             elif code == slot_protocol.TASKS_ACTOR:
                 self._actor = KeptActor(tuple(message[1]))
                 self._waiting.is_actor = True
@@ -310,10 +321,10 @@ class _Slot:
         self.write(self._pack([sequence, encoded.nbytes]))
         while sequence not in self.segment_answers:
             self._read_tasks()
-        path, reason = self.segment_answers.pop(sequence)
-        if not path:
-            raise StoreFull(reason)
-        write_encoded(path, encoded)
+        answer = self.segment_answers.pop(sequence)
+        if not answer.path:
+            raise StoreFull(answer.reason)
+        self.segments.write(answer, encoded)
         packed = self._pack([sequence, seconds, "segment", encoded.nbytes, contains])
         return packed
 
@@ -421,7 +432,8 @@ class _Slot:
         self.forked = True
         self.running = 0
         in_slot.enter(None)
-        for descriptor in self._descriptors:
+        self.segments.after_fork_in_child()
+        for descriptor in self._descriptors.opened:
             os.close(descriptor)
 
 

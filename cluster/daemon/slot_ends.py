@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import socket
 from typing import Final, NamedTuple
 
 from cluster.daemon import slot_protocol
@@ -36,6 +37,7 @@ class AgentEnds(NamedTuple):
     reports: int
     output: int
     page: mmap.mmap
+    segments: socket.socket | None
     kept: tuple[int, ...]
     """Further ends, which nobody uses: they have to stay open."""
     for_slot: tuple[int, ...]
@@ -55,8 +57,10 @@ def make_unnamed() -> AgentEnds:
     for descriptor in (claim_write, tasks_write, reports_read, output_read):
         os.set_blocking(descriptor, False)
     mapped = mmap.mmap(page, slot_protocol.PAGE_BYTES)
-    for_slot = (claim, tasks, reports, output, page)
-    return AgentEnds(claim_read, claim_write, tasks_write, reports_read, output_read, mapped, (), for_slot)
+    segments, segments_read = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    segments.setblocking(False)
+    for_slot = (claim, tasks, reports, output, page, segments_read.detach())
+    return AgentEnds(claim_read, claim_write, tasks_write, reports_read, output_read, mapped, segments, (), for_slot)
 
 
 def make_named(prefix: str) -> AgentEnds:
@@ -75,8 +79,9 @@ def make_named(prefix: str) -> AgentEnds:
         os.close(page)
     kept = (readers["tasks"], writers["reports"], writers["output"])
     return AgentEnds(
-        readers["claim"], writers["claim"], writers["tasks"], readers["reports"], readers["output"], mapped, kept, ()
-    )
+        readers["claim"], writers["claim"], writers["tasks"], readers["reports"], readers["output"], mapped, None,
+        kept, (),
+    )  # fmt: skip
 
 
 def open_named(prefix: str) -> tuple[int, ...]:

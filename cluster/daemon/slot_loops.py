@@ -27,10 +27,10 @@ import msgpack
 from cluster.daemon import slot_protocol
 from cluster.daemon.shared_output import SharedOutput
 from cluster.daemon.slot_run import SlotRun
+from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter
 from cluster.daemon.slot_waiting import SlotWaiting, TaskInterrupted
 from cluster.daemon.task_context import running_inside
 from cluster.errors import StoreFull
-from cluster.storage.segments import write_encoded
 from cluster.wire import payload
 from cluster.wire.encoded import Encoded
 
@@ -45,7 +45,8 @@ _THREADS: Final = 1000
 
 class _Slot(Protocol):
     forked: bool
-    segment_answers: dict[int, tuple[str, str]]
+    segment_answers: dict[int, SegmentAnswer]
+    segments: SegmentWriter
 
     def find(self, sequence: int) -> Any: ...
 
@@ -306,10 +307,10 @@ class CoroutineHost:
         answers = self._slot.segment_answers
         with self._answered:
             self._answered.wait_for(lambda: sequence in answers)
-        path, reason = answers.pop(sequence)
-        if not path:
-            raise StoreFull(reason)
-        write_encoded(path, encoded)
+        answer = answers.pop(sequence)
+        if not answer.path:
+            raise StoreFull(answer.reason)
+        self._slot.segments.write(answer, encoded)
         return _pack([sequence, seconds, "segment", encoded.nbytes, contains])
 
     def _end(self, run: _Run, report: bytes) -> None:

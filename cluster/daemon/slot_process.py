@@ -32,7 +32,7 @@ def be_slot(
             Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJUSTMENT))
         os.dup2(descriptors.output, 1)
         os.dup2(descriptors.output, 2)
-        for descriptor in descriptors:
+        for descriptor in descriptors.opened:
             os.set_inheritable(descriptor, False)
         sys.stdout, sys.stderr = open_output(1), open_output(2)
         run_slot(descriptors, worker_name, cluster)

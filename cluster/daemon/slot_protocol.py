@@ -1,6 +1,6 @@
 """What an agent, its starter and its slots say to one another, on one host, between processes of one user.
 
-A slot has five descriptors, made by its agent and passed to it through the starter (or, without the fast paths, made
+A slot has these descriptors, made by its agent and passed to it through the starter (or, without the fast paths, made
 under names in the agent's own directory, where the starter opens them):
 
     claim     pipe, agent -> slot    one record of 16 bytes a task: its sequence, little-endian. The slot runs a task by
@@ -10,6 +10,8 @@ under names in the agent's own directory, where the starter opens them):
     reports   pipe, slot -> agent    what became of them, as msgpack arrays
     output    pipe, slot -> agent    its standard output and error
     page      a shared page          a few bytes that either side looks at without a system call; see below
+    segments  socket, agent -> slot  descriptors of segments, each sent before the TASKS_SEGMENT that tells of it; not
+                                     there without the fast paths
 
 The records and what the tasks are travel apart because only the records are ever taken back. A slot that has claimed a
 task reads `tasks` until it has found it, and drops what comes before: that was taken back.
@@ -59,6 +61,7 @@ __all__ = [
     "TASKS_ACTOR",
     "TASKS_COROUTINES",
     "TASKS_DEFINE",
+    "TASKS_FORGET_SEGMENT",
     "TASKS_GIVE",
     "TASKS_GO_ON",
     "TASKS_SEGMENT",
@@ -84,7 +87,8 @@ PROGRESS_TEXT_BYTES: Final = 1000
 TASKS_DEFINE: Final = 0  # function_id, name, blob
 # sequence, count, function_id, label, arguments, offsets, blob, input_starts, inputs, values, context
 TASKS_GIVE: Final = 1
-TASKS_SEGMENT: Final = 2  # sequence, path (empty: no room), reason
+TASKS_SEGMENT: Final = 2  # sequence, path (empty: no room), reason, number of a map to keep, whether it has to be made
+TASKS_FORGET_SEGMENT: Final = 14  # number of a map that was kept
 TASKS_WAIT_NOTED: Final = 3  # sequence: what is claimed from now on runs inside this task, which waits
 TASKS_ACTOR: Final = 8  # reference of a future: what the first task makes is kept in this process, as an actor
 TASKS_GO_ON: Final = 4  # sequence, whether it is interrupted

@@ -124,14 +124,14 @@ class Starter:
             be_slot(descriptors, self._worker_name, self._cluster, self._leave_starter)
         with contextlib.suppress(OSError):  # the child does the same; whoever comes first
             os.setpgid(process_id, process_id)
-        for descriptor in descriptors:
+        for descriptor in descriptors.opened:
             os.close(descriptor)
         return process_id
 
     def _spawn(self, path_prefix: str) -> int:
         descriptors = SlotDescriptors(*slot_ends.open_named(path_prefix))
         try:
-            for descriptor in descriptors:
+            for descriptor in descriptors.opened:
                 os.set_inheritable(descriptor, True)
             # From the first moment on: what an interpreter that cannot start says is what the slot has last written.
             outputs = [(os.POSIX_SPAWN_DUP2, descriptors.output, number) for number in (1, 2)]
@@ -139,7 +139,7 @@ class Starter:
             environment = environment_of_slot(self._cluster)
             return os.posix_spawn(command[0], command, environment, file_actions=outputs, setpgroup=0)
         finally:
-            for descriptor in descriptors:
+            for descriptor in descriptors.opened:
                 os.close(descriptor)
 
     def _leave_starter(self) -> None:

@@ -4,6 +4,7 @@
         <name>-<random>/                   one for each agent or client, mode 0700
             lock                           held by `lockf` as long as the owner lives
             s1, s2, …                      segments, mode 0600
+            free-3, free-7, …              segments without a value, kept to be used again
 
 A directory whose lock can be taken belongs to nobody any more: any process of the user removes it (`sweep`). `lockf`
 locks belong to a process and not to a descriptor, so forked children hold nothing back; for the same reason a process
@@ -32,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cluster.errors import SettingError, StoreFull, ValueLost
+from cluster.storage.leases import leases_tell
 from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded
 
@@ -44,6 +46,8 @@ MEMORY_LEFT_BYTES = 64 << 20
 UNLOCKED_GRACE_SECONDS = 60.0
 """A directory without a lock file is being made, or was left by a process that died making it; by then the latter."""
 PARTS_A_WRITE = 512
+_MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_MADV_DONTFORK = getattr(mmap, "MADV_DONTFORK", 0)
 
 _LOCK = "lock"
 _MODULES = "modules"
@@ -93,6 +97,12 @@ class SegmentDirectory:
 
     def create(self, nbytes: int) -> str:
         """Make a segment with room for so many bytes and give its path; `StoreFull` if there is no room."""
+        path, segment = self.create_open(nbytes)
+        os.close(segment)
+        return path
+
+    def create_open(self, nbytes: int) -> tuple[str, int]:
+        """The same, and the opening, which is the caller's to close."""
         name = f"s{next(self._numbers)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -106,9 +116,26 @@ class SegmentDirectory:
             self._reserve(segment, nbytes)
         except OSError as error:
             os.unlink(name, dir_fd=self._descriptor)
-            raise self._store_error(error, nbytes) from error
-        finally:
             os.close(segment)
+            raise self._store_error(error, nbytes) from error
+        return f"{self.path}/{name}", segment
+
+    def extend(self, segment: int, start: int, nbytes: int) -> None:
+        """Reserve more room in a segment of so many bytes, by its opening; `StoreFull` if there is none."""
+        try:
+            if nbytes > self.free_bytes():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.posix_fallocate(segment, start, nbytes)
+        except OSError as error:
+            raise self._store_error(error, nbytes) from error
+
+    def rename(self, path: str, *, is_free: bool) -> str:
+        """Give a segment a name that nobody knows, as if it were removed and a new one made; its new path.
+
+        `is_free`: it holds no value now.
+        """
+        name = f"{'free-' if is_free else 's'}{next(self._numbers)}"
+        os.rename(self._name_of(path), name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         return f"{self.path}/{name}"
 
     def _store_error(self, error: OSError, nbytes: int) -> OSError:
@@ -136,11 +163,18 @@ class SegmentDirectory:
 
     def remove(self, path: str) -> None:
         """Remove a segment; who has mapped it keeps its bytes. Removing it again does nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name_of(path), dir_fd=self._descriptor)
+
+    def _name_of(self, path: str) -> str:
         parent, _, name = path.rpartition("/")
         if parent != str(self.path) or name == _LOCK:
             raise ValueError(f"{path} is no segment of {self.path}")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._descriptor)
+        return name
+
+    def can_recycle(self) -> bool:
+        """Whether segments lie in memory here, and the kernel can say that nobody has one open."""
+        return self._in_memory and leases_tell(self._descriptor)
 
     def close(self) -> None:
         """Remove the directory with all segments in it. In a forked child this only forgets it."""
@@ -326,6 +360,18 @@ def write_encoded(path: str, encoded: Encoded) -> None:
         os.close(segment)
 
 
+def write_into_map(mapped: memoryview, encoded: Encoded) -> None:
+    """Copy a value into a segment by a map of it."""
+    end = 0
+    for part in encoded.parts:
+        view = memoryview(part)
+        # In pieces, so that other threads of the process get their turn; one piece is as fast as many.
+        for start in range(0, len(view), WRITE_STEP_BYTES):
+            piece = view[start : start + WRITE_STEP_BYTES]
+            mapped[end : end + len(piece)] = piece
+            end += len(piece)
+
+
 def write_parts(descriptor: int, encoded: Encoded) -> None:
     """Write a value to an open file or blocking socket, without joining its parts."""
     views = [memoryview(part) for part in encoded.parts if len(part)]
@@ -343,10 +389,7 @@ def map_segment(path: str, nbytes: int, *, on_unmapped: Callable[[], object] | N
 
     `on_unmapped` is called when the last view has gone. `ValueLost` if the file is missing or shorter.
     """
-    try:
-        segment = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise ValueLost(f"the value in {path} is gone: its owner removed it, or has ended") from error
+    segment = _open_to_read(path)
     try:
         size = os.fstat(segment).st_size
         if size < nbytes:
@@ -358,21 +401,50 @@ def map_segment(path: str, nbytes: int, *, on_unmapped: Callable[[], object] | N
         os.close(segment)
 
 
+def _open_to_read(path: str) -> int:
+    try:
+        segment = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # Its owner renames a segment to use it again, and asks then whether anybody has it open. So one that still
+            # has its name, now that it is open, stays as it is.
+            os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            os.close(segment)
+            raise
+    except FileNotFoundError as error:
+        raise ValueLost(f"the value in {path} is gone: its owner removed it, or has ended") from error
+    return segment
+
+
+def map_to_write(segment: int, nbytes: int) -> memoryview:
+    """Map a segment by its opening so that what is written changes it; for as long as any view lives.
+
+    The pages that there are get mapped at once: a fault for each would take three times as long. It may be longer than
+    the file is, if nobody writes there. A forked child does not have the map.
+    """
+    return _map(segment, nbytes, None, mmap.MAP_SHARED | _MAP_POPULATE)
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (
     ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
 )  # fmt: skip
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-def _map(descriptor: int, nbytes: int, on_unmapped: Callable[[], object] | None) -> memoryview:
+def _map(
+    descriptor: int, nbytes: int, on_unmapped: Callable[[], object] | None, flags: int = mmap.MAP_PRIVATE
+) -> memoryview:
     """Map a file without keeping a descriptor for it, as `mmap.mmap` does: a gather may map thousands."""
-    address = _libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, 0)
+    address = _libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
     if address is None or address == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"{format_bytes(nbytes)} cannot be mapped: {os.strerror(code)}")
+    if flags & mmap.MAP_SHARED and _MADV_DONTFORK:
+        _libc.madvise(address, nbytes, _MADV_DONTFORK)
     pages = (ctypes.c_ubyte * nbytes).from_address(address)
     # Not at the interpreter's exit: objects that lie in the map may outlive the call.
     weakref.finalize(pages, _unmap, address, nbytes, on_unmapped).atexit = False

@@ -370,11 +370,15 @@ class AnswerSegment(NamedTuple):
 
 
 class CreateSegment(NamedTuple):
-    """Reserve a segment; write `data` into it unless they are empty. Answered by SegmentCreated or SegmentFailed."""
+    """Reserve a segment; write `data` into it unless they are empty. Answered by SegmentCreated or SegmentFailed.
+
+    `slot` is the one that will write to it, -1 if none will: it may have one mapped that is free.
+    """
 
     request: int
     nbytes: int
     data: bytes
+    slot: int = -1
 
 
 class RemoveSegments(NamedTuple):

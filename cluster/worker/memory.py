@@ -6,6 +6,7 @@
     slot_bytes           what slots hold beyond: their heap, and pages that they changed in private maps (measured)
     promised_bytes       segments in memory that are reserved, or asked for, and do not hold a value yet
     free_segment_bytes   segments that are kept to be used again (measured); they are given back first
+    open_segment_bytes   segments whose values were released while somebody still looks at them (measured)
     disk_bytes           values in files on disk, of which
     spilled_bytes        … had been in memory
     spilling_bytes       values in memory that are being copied to disk
@@ -29,6 +30,7 @@ class Memory:
         self.limit_bytes = limit_bytes
         self.slot_bytes = 0
         self.free_segment_bytes = 0
+        self.open_segment_bytes = 0
         self.promised_bytes = 0
         self._values = values
         self._disk_prefix = disk_prefix
@@ -44,6 +46,7 @@ class Memory:
             "slot_bytes": self.slot_bytes,
             "promised_bytes": self.promised_bytes,
             "free_segment_bytes": self.free_segment_bytes,
+            "open_segment_bytes": self.open_segment_bytes,
             "disk_bytes": self._values.disk_bytes,
             "spilled_bytes": 0,
             "spilling_bytes": 0,
@@ -53,6 +56,7 @@ class Memory:
         """The shell has looked at the processes."""
         self.slot_bytes = int(figures.get("slot_bytes", 0))
         self.free_segment_bytes = int(figures.get("free_segment_bytes", 0))
+        self.open_segment_bytes = int(figures.get("open_segment_bytes", 0))
 
     # ------------------------------------------------------------------ segments without a value
 

@@ -38,7 +38,7 @@ class SlotSegments:
         slot.segment_for = sequence
         self._requests[request] = (index, sequence)
         self._memory.asked(request, nbytes)
-        self._ledger.effects.append(CreateSegment(request, nbytes, b""))
+        self._ledger.effects.append(CreateSegment(request, nbytes, b"", index))
 
     def created(self, request: int, path: str) -> None:
         """Hand the segment to the slot, if it still waits."""

@@ -119,12 +119,12 @@ def test_an_agent_shows_its_segments_to_peers_that_proved_themselves_and_notes_w
         hosts.heard(peer, 1, messages.HostProof([bytes(32)] * len(probe.paths)))  # type: ignore[arg-type]
         assert hosts.show(1, made[0]) is None, "a wrong answer"
         hosts.heard(peer, 1, messages.HostProof(read_probes(probe.paths)))  # type: ignore[arg-type]
-        assert not store._shown
+        assert not store._book.find(made[0]).shown
         assert hosts.show(1, made[0]) == (0, Path(made[0]).name)
         assert hosts.show(2, made[0]) is None, "another peer has proved nothing"
-        assert store._shown == {made[0]}
+        assert store._book.find(made[0]).shown
         store.remove(made[0])
-        assert hosts.show(1, made[0]) is not None and not store._shown, "it was freed while the answer waited"
+        assert hosts.show(1, made[0]) is not None and made[0] not in store._book, "it was freed while the answer waited"
         hosts.closed(1)
         assert hosts.show(1, made[0]) is None
         unwilling, other = PeerHosts(store, False), Heard()
