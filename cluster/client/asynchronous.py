@@ -270,6 +270,7 @@ class AsyncClient(Client):
             priority: int = ...,
             allow_other_workers: bool = ...,
             timeout_seconds: float | None = ...,
+            memory: str | int | None = ...,
             copy: bool = ...,
         ) -> AsyncWithOptions: ...
         async def scatter(

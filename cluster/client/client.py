@@ -212,6 +212,7 @@ class Client(
         priority: int = 0,
         allow_other_workers: bool = False,
         timeout_seconds: float | None = None,
+        memory: str | int | None = None,
         copy: bool = False,
     ) -> WithOptions:
         """Give `submit` and `map` with these options, where all keywords go to the function.
@@ -220,6 +221,9 @@ class Client(
         TaskTimeout, `label`, the name of the tasks for people, and `copy`: take a snapshot of arguments over 64 KiB at
         the call, kept here until their tasks have ended. Without it they must not be changed so long; a task whose
         argument was changed fails.
+
+        `memory` is what one task needs while it runs, its result included, in bytes or as text ("2GB"); so many start
+        on a worker as its memory has room for, and a single one always. Left out, it is learned from the results.
         """
         if not isinstance(copy, bool):
             raise TypeError(f"copy must be True or False, not {copy!r:.100}")
@@ -230,6 +234,7 @@ class Client(
             priority=priority,
             allow_other_workers=allow_other_workers,
             timeout_seconds=timeout_seconds,
+            memory=memory,
             key=key,
             label=label,
         )

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cluster.errors import SettingError
+from cluster.units import parse_bytes
+
 __all__ = ["checked_options"]
 
 TEXT_LIMIT = 1000
@@ -13,6 +16,7 @@ TEXT_LIMIT = 1000
 NAMES_LIMIT = 10_000
 WHOLE_LIMIT = 1_000_000_000
 LEAST_WEIGHT = 0.001
+MEMORY_LIMIT_BYTES = 1 << 50
 
 
 def checked_options(
@@ -23,6 +27,7 @@ def checked_options(
     priority: int = 0,
     allow_other_workers: bool = False,
     timeout_seconds: float | None = None,
+    memory: str | int | None = None,
     key: str | None = None,
     label: str | None = None,
 ) -> dict[str, Any]:
@@ -30,8 +35,8 @@ def checked_options(
 
     Key and label are checked only: they are no options of the tasks.
 
-    >>> checked_options(priority=3, workers="anna")
-    {'priority': 3, 'workers': ['anna']}
+    >>> checked_options(priority=3, workers="anna", memory="2GB")
+    {'memory_bytes': 2000000000, 'priority': 3, 'workers': ['anna']}
     """
     options: dict[str, Any] = {}
     check_text("key", key)
@@ -40,6 +45,8 @@ def checked_options(
         if workers is None:
             raise ValueError("allow_other_workers has a meaning only together with workers")
         options["allow_other_workers"] = True
+    if memory is not None:
+        options["memory_bytes"] = _memory_bytes(memory)
     if priority:
         options["priority"] = _whole("priority", priority)
     if resources:
@@ -97,6 +104,18 @@ def check_weight(weight: object) -> None:
         raise TypeError(f"weight must be a number, not {weight!r:.50}")
     if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
         raise ValueError(f"weight must lie between {LEAST_WEIGHT:g} and {1 / LEAST_WEIGHT:g}, not {weight}")
+
+
+def _memory_bytes(memory: Any) -> int:
+    if isinstance(memory, bool) or not isinstance(memory, int | str):
+        raise TypeError(f'memory must be an amount of bytes, as 2_000_000_000 or "2GB", not {memory!r:.100}')
+    try:
+        nbytes = parse_bytes(memory)
+    except SettingError as error:
+        raise ValueError(f"memory: {error}") from None
+    if not 0 < nbytes <= MEMORY_LIMIT_BYTES:
+        raise ValueError(f"memory must be above 0 and at most {MEMORY_LIMIT_BYTES} bytes, not {memory!r:.100}")
+    return nbytes
 
 
 def _whole(name: str, value: Any) -> int:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from cluster.errors import ProtocolError
+from cluster.scheduler import holdings
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.homes import home
@@ -166,6 +167,8 @@ class ClientDesk:
         run.submitted_at = self.ledger.now
         run.function = function
         run.label = message.label
+        run.output_sizes = function.output_sizes.of(message.label)
+        run.memory_bytes = max(0, int(message.options.get("memory_bytes", 0)))
         run.batch = message.batch
         # Most runs have no option but this one, and a dict for each would be their largest part.
         run.options = message.options if message.options.keys() - _NOT_KEPT else _NO_OPTIONS
@@ -373,6 +376,7 @@ class ClientDesk:
             client.aliases[number] = row
             table.holds[row] += 1
             ledger.aliases_of.setdefault(row, []).append((client, number))
+            holdings.note(ledger, row)
             if table.state[row] == FAILED:
                 ledger.tell_failed(client, number, ledger.failures[row])
             else:

@@ -10,8 +10,10 @@ import math
 from itertools import islice
 from typing import Any, NamedTuple
 
+from cluster.scheduler.held_back import estimate, held_back
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane
+from cluster.scheduler.reasons import Reason
 from cluster.scheduler.startable import (
     Bar,
     bar,
@@ -55,15 +57,6 @@ REMEDIES = {
     "unrunnable": "start a worker that can run it, then future.retry()",
     "import": "install on the workers what the function imports",
 }
-
-
-class Reason(NamedTuple):
-    """One line: what holds it, why, and what to do. `rows` are the tasks that are meant, for whoever checks this."""
-
-    what: str
-    why: str
-    remedy: str = ""
-    rows: tuple[int, ...] = ()
 
 
 class Whereabouts(NamedTuple):
@@ -116,12 +109,12 @@ def explain(ledger: Ledger, row: int, now: float, where: Whereabouts | None = No
     if state == WAITING:
         return Explanation(ledger.key(row), "waiting", _waiting(ledger, row, now, where) + past)
     if state == READY:
-        return Explanation(ledger.key(row), "ready", _ready(ledger, row, run, now) + past)
+        return Explanation(ledger.key(row), "ready", _ready(ledger, row, run, now) + _memory(run) + past)
     if state == GRANTED:
         name, reasons = _granted(ledger, row, run, now, where)
         if table.holds[row] == 0:
             reasons.append(Reason("unneeded", "nobody wants its value any more; it runs out", "cancel it to stop it"))
-        return Explanation(ledger.key(row), name, reasons + past)
+        return Explanation(ledger.key(row), name, reasons + _memory(run) + past)
     if state == FINISHED:
         return Explanation(ledger.key(row), "finished", _finished(ledger, row, run))
     if state == FAILED:
@@ -215,13 +208,21 @@ def _ready(ledger: Ledger, row: int, run: Run, now: float) -> list[Reason]:
     idle = [worker for worker in found.get(Bar.MOVING, ()) if worker.free_slots]
     if furthest == Bar.SLOT and idle and owner is not None:
         reasons.append(_moving(ledger, row, idle, owner))
+    if furthest == Bar.SLOT and Bar.MEMORY in found:
+        reasons.append(held_back(ledger, row, found[Bar.MEMORY]))
     if row in ledger.suspects:
         reasons.append(_suspect(ledger.suspects[row]))
     if any(runs_inside_parent(ledger, row, worker) for worker in ledger.workers.values()):
         reasons.append(_parent_waits(ledger, run.parent))
-    elif furthest in (Bar.RESOURCES, Bar.MOVING, Bar.SUSPECT, Bar.SLOT):
+    elif furthest in (Bar.RESOURCES, Bar.MOVING, Bar.SUSPECT, Bar.MEMORY, Bar.SLOT):
         reasons += _turn(ledger, row, run, now)
     return reasons
+
+
+def _memory(run: Run) -> list[Reason]:
+    """What is known of the memory that it takes, if that is worth a line."""
+    worth_it = run.memory_bytes or run.output_sizes.estimate_bytes
+    return [Reason("estimate", estimate(run))] if worth_it else []
 
 
 def _wait_elsewhere(owner: WorkerRecord | None, worker: WorkerRecord, lane: Lane, now: float) -> float:
@@ -252,6 +253,8 @@ def _barred(
         return [_moving(ledger, row, workers, owner)]
     if furthest == Bar.SUSPECT:
         return [_kept_apart(workers)]
+    if furthest == Bar.MEMORY:
+        return [held_back(ledger, row, workers)]
     if furthest == Bar.PROCESS:
         return [_no_process(workers)]
     slots = sum(worker.slots for worker in workers)

@@ -1,6 +1,8 @@
-"""What the scheduler knows of a function: its opaque bytes and how long its tasks run."""
+"""What the scheduler knows of a function: its opaque bytes, how long its tasks run, how large their results are."""
 
 from __future__ import annotations
+
+from cluster.scheduler.sizes import SizesByLabel
 
 __all__ = ["FunctionRecord"]
 
@@ -17,13 +19,14 @@ class FunctionRecord:
     ones.
     """
 
-    __slots__ = ("blob", "identity", "median_seconds", "name", "users")
+    __slots__ = ("blob", "identity", "median_seconds", "name", "output_sizes", "users")
 
     def __init__(self, identity: bytes, name: str, blob: bytes) -> None:
         self.identity = identity
         self.name = name
         self.blob = blob
         self.median_seconds: float | None = None
+        self.output_sizes = SizesByLabel()
         self.users = 0  # runs and clients that may name it again
 
     def observe(self, median_seconds: float) -> None:

@@ -18,6 +18,7 @@ from cluster.scheduler.actor_invariants import check_actors
 from cluster.scheduler.census import LISTED_STATES, OTHER_LABELS, Census
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.lineage_invariants import check_recipes
+from cluster.scheduler.memory_invariants import check_memory
 from cluster.scheduler.nesting_invariants import check_parents
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import Lane
@@ -102,6 +103,7 @@ def check(ledger: Ledger) -> None:
     check_parents(ledger, live)
     check_actors(ledger, live)
     _check_values(ledger, live)
+    check_memory(ledger, live)
     _check_side_tables(ledger, live)
     _check_clients(ledger, live)
     check_recipes(ledger, live)
@@ -140,7 +142,8 @@ def check_placement(placement: Placement) -> None:
             _expect(worker.index == index, f"{name} lists worker {worker.index} as {index}")
             _expect(index in placement.ledger.workers, f"{name} lists worker {worker.name}, which is gone")
     for index, worker in placement.ledger.workers.items():
-        idle = not worker.draining and worker.outstanding < worker.slots
+        idle = not worker.draining and worker.outstanding < worker.slots and not worker.is_full
+        _expect((index in placement.full) == worker.is_full, f"worker {worker.name} is wrongly listed as full, or not")
         _expect(
             (index in placement.idle) == idle,
             f"worker {worker.name} has {worker.outstanding} tasks on {worker.slots} slots, and is "

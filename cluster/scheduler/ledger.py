@@ -134,6 +134,8 @@ class Ledger:
         self.actors: dict[int, ActorRecord] = {}  # row of an actor's creation -> where it lives, and who calls it
         self.deferred: deque[tuple[str, ClientRecord, int, int]] = deque()
         self.preferred: dict[int, None] = {}  # workers that hold inputs of rows that just became ready
+        self.relieved: dict[int, None] = {}  # workers whose memory was too full, and holds less now
+        self.ready_anywhere = False  # rows became ready that no worker is preferred for
         self.ready_rows = 0
         self.outbox: list[tuple[int, Any]] = []
         self._attempts = 0
@@ -210,6 +212,8 @@ class Ledger:
         self.ready_rows += count
         if owner >= 0:
             self.preferred[owner] = None
+        else:
+            self.ready_anywhere = True
         if run.parent >= 0:
             parent = self.parents[run.parent]
             parent.ready[run.identity] = run
@@ -371,6 +375,8 @@ class Ledger:
         if worker is not None:
             worker.held_values -= values
             worker.held_bytes -= nbytes
+            if worker.is_full:
+                self.relieved[worker_index] = None
 
     def take_outbox(self) -> list[tuple[int, Any]]:
         """All that is to be sent, in order; the outbox is empty then."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+from cluster.scheduler import holdings
 from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.homes import home
@@ -30,6 +31,7 @@ from cluster.scheduler.lineage import Lineage
 from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.recomputing import cannot_recompute
+from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.table import (
     ABANDONED,
     DELIVERED,
@@ -37,6 +39,7 @@ from cluster.scheduler.table import (
     FINISHED,
     FREE,
     GRANTED,
+    INTERMEDIATE,
     KEPT,
     NO_RECIPE,
     OWNER_WANTS,
@@ -173,6 +176,8 @@ class Lifecycle:
         table.nbytes[row] = nbytes
         worker.held_values += 1
         worker.held_bytes += nbytes
+        if nbytes > SMALL_BYTES:
+            holdings.note(self.ledger, row)
         if self.ledger.suspects:
             self.ledger.acquit(row)
         if row in self.ledger.parents:
@@ -479,6 +484,8 @@ class Lifecycle:
         if row in ledger.actors:
             self.actors.end(row)
         attempt, nbytes = table.attempt[row], table.nbytes[row]
+        if table.flags[row] & INTERMEDIATE:
+            holdings.forget(ledger, row)
         for worker_index in table.holders(row):
             ledger.order_free(worker_index, attempt, row)
             ledger.count_out(worker_index, nbytes)
@@ -548,8 +555,5 @@ class Lifecycle:
 
     def drop_replica(self, row: int, worker_index: int, why: str) -> None:
         """One worker no longer has the row's value."""
-        table = self.ledger.table
-        if table.drop_holder(row, worker_index):
-            self.ledger.count_out(worker_index, table.nbytes[row])
-            if table.holder[row] < 0:
-                self.lost(row, why)
+        if holdings.drop_holder(self.ledger, row, worker_index) and self.ledger.table.holder[row] < 0:
+            self.lost(row, why)

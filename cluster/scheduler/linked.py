@@ -11,15 +11,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
+from cluster.scheduler import holdings
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Ledger
 from cluster.scheduler.lineage import Lineage
 from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.table import (
     DELIVERED,
     FINISHED,
     FREE,
     GRANTED,
+    INTERMEDIATE,
     KEPT,
     NO_RECIPE,
     OWNER_WANTS,
@@ -76,9 +79,13 @@ class LinkedRows:
         table.state[first:stop] = bytes((FINISHED,)) * len(sizes)
         table.nbytes[first:stop] = sizes
         worker.held_values += len(sizes)
-        worker.held_bytes += sum(sizes)
+        total = sum(sizes)
+        worker.held_bytes += total
         if table.flags.count(0, first, stop) != len(sizes):
             self._tell(run, first, stop, offsets, blob)
+        if total > SMALL_BYTES:
+            for row in range(first, stop):
+                holdings.note(self._ledger, row)
         if run.has_dependents:
             self._wake(first, stop)
         holds, unneeded = table.holds, self._unneeded
@@ -177,6 +184,8 @@ class LinkedRows:
                 break
             elif row_state == FINISHED:
                 unneeded.pop()
+                if table.flags[row] & INTERMEDIATE:
+                    holdings.forget(ledger, row)
                 freed.add(row)
                 state[row] = RELEASED
                 if heirs[row]:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from cluster.scheduler.actor_desk import ActorDesk
+from cluster.scheduler.admission import Admission
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Bucket, Lane
+from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, is_kept_apart, moving_pays
 from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
@@ -45,6 +48,8 @@ class Placement:
     def __init__(self, ledger: Ledger, actors: ActorDesk) -> None:
         self.ledger = ledger
         self.actors = actors
+        self.admission = Admission(ledger)
+        self.full: dict[int, WorkerRecord] = {}  # idle or roomy but for their memory: nothing was admitted there
         self.idle: dict[int, WorkerRecord] = {}  # with a free slot, longest idle first
         self.roomy: dict[int, WorkerRecord] = {}  # all slots taken, less than half the lead granted
         self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
@@ -59,6 +64,9 @@ class Placement:
     def refresh(self, worker: WorkerRecord) -> None:
         """The worker's outstanding work changed: list it where its room says."""
         index = worker.index
+        if worker.is_full:
+            worker.is_full = False
+            self.full.pop(index, None)
         if worker.outstanding > worker.slots and not worker.lost:
             self.surplus[index] = worker
         else:
@@ -92,6 +100,8 @@ class Placement:
         ledger = self.ledger
         self._now = now
         self._grants_left = GRANTS_PER_STEP
+        if self.full:
+            self._look_at_full()
         if ledger.ready_rows:
             # Who holds the inputs comes first, but a free slot comes before a place in a line.
             self._serve_preferred(self.idle, now, search)
@@ -100,7 +110,21 @@ class Placement:
             self._serve(self.roomy, now, search)
         ledger.preferred.clear()
         self.cut_short = self._grants_left <= 0
+        ledger.ready_anywhere = False
         self._plan_next_look(now)
+
+    def _look_at_full(self) -> None:
+        """List those workers again to which something may be admitted that was not before."""
+        ledger = self.ledger
+        if ledger.ready_anywhere:
+            changed = list(self.full)
+        else:
+            changed = [index for index in (*ledger.relieved, *ledger.preferred) if index in self.full]
+        ledger.relieved.clear()
+        for index in changed:
+            worker = self.full.get(index)
+            if worker is not None:
+                self.refresh(worker)
 
     def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         for index in self.ledger.preferred:
@@ -113,7 +137,14 @@ class Placement:
         while workers and self.ledger.ready_rows and self._grants_left > 0:
             index, worker = next(iter(workers.items()))
             del workers[index]
-            if not self._grant_next(worker, now, search):
+            self.admission.refused = False
+            if self._grant_next(worker, now, search):
+                continue
+            if self.admission.refused:
+                worker.is_full = True
+                self.idle.pop(index, None)
+                self.full[index] = worker
+            else:
                 served_nothing.append(worker)
         for worker in served_nothing:
             workers[worker.index] = worker
@@ -122,17 +153,25 @@ class Placement:
         """One grant to a worker, from the client whose turn it is; False when nothing may run there now."""
 
         def limit(run: Run) -> int:
-            return self._limit(run, worker, worker.free_slots)
+            allowed = self._limit(run, worker, worker.free_slots)
+            return min(allowed, self.admission.limit(run, worker, now)) if allowed > 0 else 0
+
+        def one(run: Run) -> int:
+            return min(1, self.admission.limit(run, worker, now))
 
         if worker.hungry and self._grant_child(worker, now):
             return True
+
+        def judge(run: Run) -> Callable[[int], bool] | None:
+            return self.admission.judge(run, worker, now)
+
         table = self.ledger.table
         for lane in self._lanes_by_turn(worker, now):
             suspects = lane if isinstance(lane, SuspectLane) else None
             if suspects is not None and not self._takes_suspect(worker, suspects):
                 continue
-            allowed = limit if suspects is None else _one
-            taken = lane.take(worker.index, allowed, table.state, self._may_move, search)
+            allowed = limit if suspects is None else one
+            taken = lane.take(worker.index, allowed, table.state, self._may_move, search, judge)
             if taken is not None:
                 run, spans = taken
                 grant = self._grant(worker, run, spans, now)
@@ -256,13 +295,12 @@ class Placement:
         if function.identity not in worker.functions:
             worker.functions.add(function.identity)
             ledger.send(worker.peer, messages.DefineFunction(function.identity, function.name, function.blob))
-        ledger.send(worker.peer, self._grant_message(worker, run, spans, attempt))
+        ledger.send(worker.peer, self._grant_message(worker, grant, attempt))
         self.refresh(worker)
         return grant
 
-    def _grant_message(
-        self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], attempt: int
-    ) -> messages.Grant:
+    def _grant_message(self, worker: WorkerRecord, grant: GrantRecord, attempt: int) -> messages.Grant:
+        run, spans = grant.run, grant.spans
         runs: list[int] = []
         for start, stop in spans:
             runs += (start, stop - start)
@@ -270,7 +308,7 @@ class Placement:
         input_starts, inputs = b"", b""
         values: list[Any] = []
         if run.dependency_starts is not None:
-            input_starts, inputs, values = self._inputs_of(run, spans, worker)
+            input_starts, inputs, values = self._inputs_of(grant, worker)
         options: dict[str, Any] = {}
         if "timeout_seconds" in run.options:
             options["timeout_seconds"] = run.options["timeout_seconds"]
@@ -311,29 +349,27 @@ class Placement:
         shift = run.first_number - run.start
         return [run.client.identity, run.batch, shift, key, before, run.client.shows_output, died]
 
-    def _inputs_of(
-        self, run: Run, spans: list[tuple[int, int]], worker: WorkerRecord
-    ) -> tuple[bytes, bytes, list[Any]]:
+    def _inputs_of(self, grant: GrantRecord, worker: WorkerRecord) -> tuple[bytes, bytes, list[Any]]:
         table = self.ledger.table
-        shared = self._shared_inputs(run, spans)
+        shared = self._shared_inputs(grant.spans)
         if shared is not None:
-            values = [self._location(source, worker) for source in shared]
+            values = [self._location(source, worker, grant) for source in shared]
             return b"", array("I", range(len(values))).tobytes(), values
         starts, indices = array("I", (0,)), array("I")
         values = []
         place_of: dict[int, int] = {}
-        for start, stop in spans:
+        for start, stop in grant.spans:
             for row in range(start, stop):
                 for source in table.inputs_of(row):
                     place = place_of.get(source)
                     if place is None:
                         place = place_of[source] = len(values)
-                        values.append(self._location(source, worker))
+                        values.append(self._location(source, worker, grant))
                     indices.append(place)
                 starts.append(len(indices))
         return starts.tobytes(), indices.tobytes(), values
 
-    def _shared_inputs(self, run: Run, spans: list[tuple[int, int]]) -> array[int] | None:
+    def _shared_inputs(self, spans: list[tuple[int, int]]) -> array[int] | None:
         """The inputs behind the join that all tasks of a run depend on, if it is such a run."""
         table = self.ledger.table
         sources = table.inputs_of(spans[0][0])
@@ -341,7 +377,7 @@ class Placement:
             return table.inputs_of(sources[0])
         return None
 
-    def _location(self, source: int, worker: WorkerRecord) -> list[Any]:
+    def _location(self, source: int, worker: WorkerRecord, grant: GrantRecord) -> list[Any]:
         """An input as a grant names it; a value that only its client has is ordered to be pushed."""
         ledger, table = self.ledger, self.ledger.table
         holder = table.holder[source]
@@ -354,7 +390,11 @@ class Placement:
             # memory.
             self.order_push(source, worker)
             addresses = []
-        return [source, table.attempt[source], table.nbytes[source], addresses]
+        nbytes = table.nbytes[source]
+        if nbytes > SMALL_BYTES and holder != worker.index and worker.index not in table.holders(source):
+            worker.memory.expect(source, nbytes)
+            grant.coming.append(source)
+        return [source, table.attempt[source], nbytes, addresses]
 
     def order_push(self, row: int, worker: WorkerRecord) -> None:
         """Have the client that offered a value push it to a worker, unless that is under way."""
@@ -378,6 +418,8 @@ class Placement:
     def look_again(self, now: float) -> None:
         """Recall from stuck workers for idle ones, and see whether time alone made something startable."""
         self.look_again_at = math.inf
+        for worker in list(self.full.values()):
+            self.refresh(worker)  # a spill may have ended, or be waited for no longer
         self.place(now, ROWS_SEARCHED)
         idle = [worker for worker in self.idle.values() if worker.free_slots]
         if not idle:
@@ -402,7 +444,7 @@ class Placement:
         self._plan_next_look(now)
 
     def _plan_next_look(self, now: float) -> None:
-        if not self.idle or self.look_again_at <= now + LOOK_AGAIN_SECONDS:
+        if not (self.idle or self.full) or self.look_again_at <= now + LOOK_AGAIN_SECONDS:
             return
         if self.ledger.ready_rows or self.surplus:
             self.look_again_at = now + LOOK_AGAIN_SECONDS
@@ -414,10 +456,6 @@ def _lanes_of(run: Run) -> list[Lane]:
     lanes = run.client.lanes
     suspects = (lanes.get((kind, run.lane.restriction)) for kind in ("marked", "charged"))
     return [run.lane, *(lane for lane in suspects if lane is not None)]
-
-
-def _one(run: Run) -> int:
-    return 1
 
 
 def _arguments_of(run: Run, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]:

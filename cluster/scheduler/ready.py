@@ -26,6 +26,7 @@ NOBODY = -1
 VICTIMS_LOOKED_AT = 8
 BLOCKED_BUCKETS_LOOKED_AT = 32
 SPANS_LOOKED_AT = 10_000
+ADMITTED_AMONG = 16  # rows of a stretch, when a worker's memory is nearly full
 
 Span = tuple[int, int]
 
@@ -84,13 +85,22 @@ class Bucket:
         return NOBODY
 
     def take(
-        self, worker: int, limit: int, state: bytearray, may_move: Callable[[int, int, int], bool], search: int
+        self,
+        worker: int,
+        limit: int,
+        state: bytearray,
+        may_move: Callable[[int, int, int], bool],
+        search: int,
+        admits: Callable[[int], bool] | None = None,
     ) -> list[Span]:
         """Up to `limit` ready rows for a worker, as spans; its own first.
 
         `may_move(row, owner, worker)` says whether rows of another owner's stretch are better run here. The last row
         speaks for its stretch; where it does not move, `search` further rows are looked at, and move alone.
+        `admits(row)`, if given, says whether the worker's memory has room for a row; then one is taken at a time.
         """
+        if admits is not None:
+            return self._take_admitted(worker, state, may_move, admits)
         taken: list[Span] = []
         while limit > 0 and self.size > 0:
             spans = self.spans.get(worker)
@@ -119,8 +129,29 @@ class Bucket:
             self._clear()
         return taken
 
+    def _take_admitted(
+        self, worker: int, state: bytearray, may_move: Callable[[int, int, int], bool], admits: Callable[[int], bool]
+    ) -> list[Span]:
+        """One ready row that is admitted, if there is one among those that are worth a look: the worker's own first."""
+        for owner in [worker, *(owner for owner in self.spans if owner != worker)][: 1 + VICTIMS_LOOKED_AT]:
+            looked_at = 0
+            for span in self.spans.get(owner, ()):
+                for row in range(*span):
+                    if looked_at == ADMITTED_AMONG:
+                        break
+                    if state[row] != READY:
+                        continue
+                    looked_at += 1
+                    if (owner in (worker, NOBODY) or may_move(row, owner, worker)) and admits(row):
+                        self.forget(row)
+                        self.size -= 1
+                        if self.size == 0:
+                            self._clear()
+                        return [(row, row + 1)]
+        return []
+
     def forget(self, row: int) -> None:
-        """Take a row that is not ready out of every stretch that still lists it."""
+        """Take a row out of every stretch that still lists it."""
         for owner in [owner for owner, spans in self.spans.items() if any(row in range(*span) for span in spans)]:
             kept: deque[list[int]] = deque()
             for start, stop in self.spans[owner]:
@@ -286,8 +317,12 @@ class Lane:
         state: bytearray,
         may_move: Callable[[int, int, int], bool],
         search: int,
+        judge: Callable[[Run], Callable[[int], bool] | None],
     ) -> tuple[Run, list[Span]] | None:
-        """The next rows for a worker, all of one run; None when nothing here may run there now."""
+        """The next rows for a worker, all of one run; None when nothing here may run there now.
+
+        `judge(run)`: what says of single rows whether the worker's memory has room for them, if any does not.
+        """
         blocked: list[tuple[int, int, int, Bucket]] = []
         found = None
         while len(blocked) < BLOCKED_BUCKETS_LOOKED_AT:
@@ -298,7 +333,7 @@ class Lane:
             run = bucket.run
             allowed = limit(run)
             if allowed > 0:
-                spans = bucket.take(worker, allowed, state, may_move, search)
+                spans = bucket.take(worker, allowed, state, may_move, search, judge(run))
                 if spans:
                     self.size -= sum(stop - start for start, stop in spans)
                     found = run, spans

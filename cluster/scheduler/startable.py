@@ -11,6 +11,7 @@ A task is *startable* at a worker when none of these stands in its way (they are
 ``RESOURCES`` … so much of a resource is not free there now
 ``MOVING``    its inputs lie elsewhere, and moving them here would end later than a slot there is free
 ``SUSPECT``   it is charged with the end of a worker, and another such task is granted there
+``MEMORY``    the worker's memory has no room for what it makes (`admission.py` says when it has)
 ``SLOT``      every slot of the worker is taken
 ``PROCESS``   a slot is free, but all processes that the worker may have hold tasks that wait for tasks, and the
               task is no child of a task that waits there
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from cluster.scheduler.admission import is_held_back
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane, Restriction
 from cluster.scheduler.suspects import SuspectLane
@@ -62,8 +64,9 @@ class Bar(IntEnum):
     RESOURCES = 6
     MOVING = 7
     SUSPECT = 8
-    SLOT = 9
-    PROCESS = 10
+    MEMORY = 9
+    SLOT = 10
+    PROCESS = 11
 
 
 def inputs_exist(table: Table, row: int) -> bool:
@@ -122,9 +125,12 @@ def bar(ledger: Ledger, row: int, worker: WorkerRecord, wait_seconds: float) -> 
         return Bar.MOVING
     if is_kept_apart(worker, lane):
         return Bar.SUSPECT
+    inside = runs_inside_parent(ledger, row, worker)
+    if not inside and is_held_back(ledger, row, worker, ledger.now):
+        return Bar.MEMORY
     if worker.outstanding >= worker.slots:
         return Bar.SLOT
-    return None if worker.free_slots or runs_inside_parent(ledger, row, worker) else Bar.PROCESS
+    return None if worker.free_slots or inside else Bar.PROCESS
 
 
 def is_kept_apart(worker: WorkerRecord, lane: Lane) -> bool:

@@ -39,6 +39,8 @@ from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cluster.scheduler.sizes import OutputSizes
+
 if TYPE_CHECKING:
     from cluster.scheduler.clients import ClientRecord
     from cluster.scheduler.functions import FunctionRecord
@@ -72,6 +74,7 @@ OWNER_WANTS = 1  # the client that submitted it holds its future
 KEPT = 2  # to be run to the end whoever wants it
 DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it nothing
 NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
+INTERMEDIATE = 16  # the value is counted as one that only unfinished tasks keep (`holdings.py`)
 STALE_EDGES_BEFORE_REBUILD = 32
 NOT_LISTED = -2  # of a row that is no recipe, or was given up as one
 
@@ -104,9 +107,11 @@ class Run:
         "lane",
         "live",
         "makes_actor",
+        "memory_bytes",
         "offered",
         "offsets",
         "options",
+        "output_sizes",
         "parent",
         "priority",
         "start",
@@ -125,6 +130,8 @@ class Run:
         self.label = ""
         self.function: FunctionRecord | None = None
         self.options: dict[str, Any] = {}
+        self.memory_bytes = 0  # what a task needs while it runs, its result included, as its client says; 0: not said
+        self.output_sizes = _UNKNOWN_SIZES  # of results of its function under its label
         self.priority = 0
         self.depth = 0
         self.arguments = 0
@@ -157,6 +164,7 @@ class Run:
 
 
 _NO_ROWS: array[int] = array("q")
+_UNKNOWN_SIZES = OutputSizes()  # of runs that run nothing: nobody adds to them
 
 
 class Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from cluster.scheduler import holdings
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
@@ -98,6 +99,8 @@ class Wants:
                 if flags[current] & OWNER_WANTS:
                     flags[current] &= ~(OWNER_WANTS | DELIVERED)
                     lifecycle.unhold(current)
+                    if self.ledger.table.nbytes[current]:
+                        holdings.note(self.ledger, current)
 
     def _drop_alias(self, client: ClientRecord, number: int, row: int) -> None:
         del client.aliases[number]
@@ -107,6 +110,7 @@ class Wants:
         else:
             del self.ledger.aliases_of[row]
         self.lifecycle.unhold(row)
+        holdings.note(self.ledger, row)
 
     def await_(self, client: ClientRecord, runs: list[int]) -> None:
         """Somebody waits: small values of these runs travel with their notice."""
@@ -234,6 +238,7 @@ class Wants:
         if number not in client.aliases and not table.flags[row] & OWNER_WANTS:
             table.flags[row] |= OWNER_WANTS
             table.holds[row] += 1
+            holdings.note(ledger, row)
         self.lifecycle.catch_up(client, number, row)
 
     def _root(self, row: int, failure: Failure) -> int:

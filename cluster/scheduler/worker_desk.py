@@ -6,6 +6,7 @@ from array import array
 from typing import Any
 
 from cluster.errors import ProtocolError
+from cluster.scheduler import holdings
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Close, Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import LOOK_AGAIN_SECONDS, Placement
@@ -75,6 +76,8 @@ class WorkerDesk:
         if report.get("disk_bytes") and not worker.report.get("disk_bytes"):
             self.ledger.events.note("store_full", worker.name, "memory for values is full; values go to disk")
         worker.report = report
+        worker.memory.reported(report, self.ledger.now)
+        self.placement.refresh(worker)
 
     # ------------------------------------------------------------------ runs that succeeded
 
@@ -100,6 +103,7 @@ class WorkerDesk:
         if grant is not None:
             assert grant.run.function is not None
             grant.run.function.observe(message.median_seconds)
+            grant.run.output_sizes.observe(sizes, sum(sizes))
             if not grant.run.is_coroutine:  # that waited, for the most part, and took nobody's slot
                 grant.run.client.charge(now, message.run_seconds)
         worker.last_progress = now
@@ -339,9 +343,13 @@ class WorkerDesk:
                 under_way.pop(worker.index, None)
                 if not under_way:
                     del ledger.pushing[row]
+            holdings.forget(ledger, row)
             table.nbytes[row] = nbytes
             if table.add_holder(row, worker.index):
                 ledger.count_in(worker.index, nbytes)
+            holdings.note(ledger, row)
+            worker.memory.arrived(row)
+        self.placement.refresh(worker)
 
 
 def _told(details: dict[str, Any]) -> str:

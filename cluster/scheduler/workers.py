@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.scheduler.ready import Restriction
 from cluster.scheduler.table import Run
+from cluster.scheduler.worker_memory import WorkerMemory
 
 __all__ = ["COROUTINES", "GrantRecord", "WorkerRecord"]
 
@@ -18,7 +19,10 @@ _COROUTINES_A_SLOT = 1000  # unless the worker was started with another amount o
 class GrantRecord:
     """One grant: rows of one run under one attempt."""
 
-    __slots__ = ("charged", "granted_at", "lead_each", "left", "run", "seconds_each", "spans", "takes_slots")
+    __slots__ = (
+        "bytes_each", "charged", "coming", "granted_at", "lead_each", "left", "run", "seconds_each", "spans",
+        "takes_slots",
+    )  # fmt: skip
 
     def __init__(
         self, run: Run, spans: list[tuple[int, int]], seconds_each: float, lead_each: float, granted_at: float
@@ -29,6 +33,8 @@ class GrantRecord:
         self.seconds_each = seconds_each
         self.lead_each = lead_each  # the same, but no more than the lead: a long task takes one slot's lead, not all
         self.granted_at = granted_at
+        self.bytes_each = run.memory_bytes or run.output_sizes.estimate_bytes or 0
+        self.coming: list[int] = []  # rows of inputs that are brought to the worker for it
         self.charged = False  # its one task was charged with the end of a worker
         # An actor lives beside the slots, and so do coroutines, which mostly wait.
         self.takes_slots = not (run.makes_actor or run.calls_actor or run.is_coroutine)
@@ -57,6 +63,8 @@ class WorkerRecord:
         self.addresses = [address]  # as grants name a value's holders; made once, since it is said so often
         self.slots = slots
         self.memory_limit_bytes = memory_limit_bytes
+        self.memory = WorkerMemory(memory_limit_bytes)
+        self.is_full = False  # some task was held back, since its memory has no room for what that would make
         self._declared = frozenset(resources)
         self.resources = {COROUTINES: float(slots * _COROUTINES_A_SLOT), **resources}
         self.available = dict(self.resources)
@@ -122,6 +130,8 @@ class WorkerRecord:
         """Count a grant in."""
         self.grants[attempt] = grant
         self._take_slots(grant, grant.left)
+        if grant.bytes_each:
+            self.memory.promise(grant.run.client.identity, grant.left * grant.bytes_each)
         for name, amount in grant_resources(grant):
             self.available[name] -= amount * grant.left
 
@@ -149,8 +159,12 @@ class WorkerRecord:
         self._take_slots(grant, -count)
         for name, amount in grant_resources(grant):
             self.available[name] += amount * count
+        if grant.bytes_each:
+            self.memory.promise(grant.run.client.identity, -count * grant.bytes_each)
         if not grant.left:
             del self.grants[attempt]
+            for row in grant.coming:
+                self.memory.arrived(row)
             if not self.outstanding:
                 self.outstanding_seconds = self.outstanding_lead = 0.0  # no drift of rounding
         return count * grant.seconds_each

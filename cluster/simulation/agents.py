@@ -55,7 +55,7 @@ class AgentProcess:
                 name,
                 self.address,
                 slots,
-                1 << 32,
+                world.plan.memory_limit_bytes,
                 resources,
                 {},
                 1,

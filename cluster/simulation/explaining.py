@@ -12,6 +12,7 @@ from cluster.scheduler import invariants
 from cluster.scheduler.explain import Explanation, Reason, Whereabouts, explain
 from cluster.scheduler.startable import MOVE_FREELY_BYTES
 from cluster.scheduler.table import FAILED, FINISHED, FREE, GRANTED, READY, RELEASED, WAITING
+from cluster.simulation.workloads import LARGE_BYTES
 from cluster.worker.values import value_key
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ __all__ = ["ExplainWatch"]
 LONGEST_TEXT = 20_000
 # What a ready row's explanation is about, the further a worker is from being out of the question the later.
 READY_REASONS = (
-    "no worker", "workers", "resources nowhere", "draining", "resources", "moving", "suspects", "slot", "processes",
-    "starting",
+    "no worker", "workers", "resources nowhere", "draining", "resources", "moving", "suspects", "memory", "slot",
+    "processes", "starting",
 )  # fmt: skip
 UNFINISHED = (WAITING, READY, GRANTED)
 JUDGED_KINDS = ("exception", "died", "timeout", "cancelled", "unrunnable")
@@ -107,9 +108,28 @@ class ExplainWatch:
         possible = {READY_REASONS.index(reason) for reason, sure in reached if not sure}
         if possible:
             possible.add(READY_REASONS.index("moving"))
+        if any(self._may_be_full(row, spec, worker) for worker in ledger.workers.values()):
+            possible |= {READY_REASONS.index("memory"), *(READY_REASONS.index(reason) for reason, _ in reached)}
+            certain = min(certain, READY_REASONS.index("memory"))
         allowed = {READY_REASONS[certain], *(READY_REASONS[each] for each in possible if each > certain)}
         told = explanation.reasons[0].what
         return "" if told in allowed else f"{told!r} instead of one of {sorted(allowed)}: {explanation.reasons[0].why}"
+
+    def _may_be_full(self, row: int, spec: Spec, worker: WorkerRecord) -> bool:
+        """Whether what is or may come to be in a worker's memory could keep a task from it."""
+        ledger = self._world.scheduler.ledger
+        table = ledger.table
+        taken = [self._rows[index] for index in spec.inputs]
+        nbytes = sum(table.nbytes[other] for other in taken if worker.index not in table.holders(other))
+        for other, code in enumerate(table.state):
+            here = worker.index in table.holders(other)
+            if code == FINISHED and here:
+                nbytes += table.nbytes[other]
+            elif code == GRANTED and here:
+                nbytes += max(LARGE_BYTES) + self._world.spec_of(other).memory_bytes
+                nbytes += sum(table.nbytes[self._rows[index]] for index in self._world.spec_of(other).inputs)
+        limit = self._world.plan.memory_limit_bytes
+        return nbytes + max(LARGE_BYTES) + spec.memory_bytes > limit / 4
 
     def _beside_ready(self, row: int, explanation: Explanation) -> str:
         """What is wrong in what is said of a ready row beside the first thing."""

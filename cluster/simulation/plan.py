@@ -6,6 +6,7 @@ only shows in quiet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -57,6 +58,7 @@ class Plan:
     explains: float = 0.0  # the chance, after an event of the scheduler, that a row is explained and that checked
     unmet_request_seconds: float = 60.0
     weights: tuple[float, ...] = ()  # of the clients, 1 if left out
+    memory_limit_bytes: int = 1 << 32  # of each worker
     one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
     @property
@@ -144,13 +146,17 @@ def draw_plan(random: Random) -> Plan:
         offers=chance(0.4, 0.05, 0.3),
         repeats=chance(0.1, 0.05, 0.5),
     )
-    # What came to the plans later is drawn last, so that earlier seeds go on showing what they showed.
+    return _with_later_kinds(plan, random, chance, faulty)
+
+
+def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float, float], float], faulty: bool) -> Plan:
+    """The plan with what came to the plans later: drawn last, so that earlier seeds go on showing what they showed."""
     weights = tuple(random.choice((0.5, 1.0, 2.0, 4.0)) for _ in range(plan.clients))
     plan = replace(
         plan,
         asks=chance(0.3, 0.05, 0.3),
         explains=chance(0.3, 0.2, 1.0),
-        shape=replace(shape, impossible=chance(0.15, 0.02, 0.2)),
+        shape=replace(plan.shape, impossible=chance(0.15, 0.02, 0.2)),
         unmet_request_seconds=random.choice((20.0, 60.0)),
         weights=weights if random.random() < 0.2 else (),
         one_task_at_a_time=random.random() < 0.12,
@@ -161,4 +167,8 @@ def draw_plan(random: Random) -> Plan:
         arguments_limit_bytes=random.choice((2, 12, 60, 1 << 20, 1 << 20, 1 << 20)),
     )
     shape = replace(plan.shape, parents=chance(0.25, 0.05, 0.5), depth=random.choice((1, 2, 3, 6)))
-    return replace(plan, shape=shape)
+    plan = replace(plan, shape=shape)
+    # A few large values, or one, are more than a worker may hold.
+    limit = random.choice((1 << 32, 1 << 32, 1 << 30, 1 << 28))
+    shape = replace(plan.shape, memory=chance(0.2, 0.05, 0.3))
+    return replace(plan, shape=shape, memory_limit_bytes=limit)

@@ -71,6 +71,11 @@ class Spec:
         return int(str(self.options.get("retries", 0)))
 
     @property
+    def memory_bytes(self) -> int:
+        """What it says that it needs, 0 if it does not."""
+        return int(str(self.options.get("memory_bytes", 0)))
+
+    @property
     def timeout_seconds(self) -> float:
         """Its limit, 0 if it has none."""
         return float(str(self.options.get("timeout_seconds", 0.0)))
@@ -120,6 +125,7 @@ class Shape:
     resources: float = 0.0
     named_workers: float = 0.0
     priorities: float = 0.0
+    memory: float = 0.0
     references: float = 0.0
     impossible: float = 0.0
     parents: float = 0.0
@@ -281,6 +287,8 @@ class Workload:
             options.pop("allow_other_workers", None)
         if random.random() < shape.priorities:
             options["priority"] = random.randint(-2, 2)
+        if shape.memory and random.random() < shape.memory:
+            options["memory_bytes"] = random.choice(LARGE_BYTES)
         if shape.coroutines and random.random() < shape.coroutines:
             options["coroutine"] = True
 

@@ -24,6 +24,7 @@ from cluster.scheduler.orders import Orders
 from cluster.scheduler.ready import Bucket
 from cluster.scheduler.table import FINISHED, GRANTED, Table
 from cluster.scheduler.worker_losses import WorkerLosses
+from cluster.scheduler.worker_memory import WorkerMemory
 from cluster.scheduler.workers import WorkerRecord
 from cluster.session.machine import Session
 from cluster.simulation.plan import Plan, draw_plan
@@ -119,6 +120,17 @@ def nested_plan(seed: int) -> Plan:
     drawn = draw_plan(Random(f"{seed} nested"))
     shape = replace(drawn.shape, parents=0.6, depth=4, long=0.0, timeouts=0.1, resources=0.0)
     return replace(drawn, shape=shape, check_every=5, cancels=0.2, workers=((1, 0.0), (2, 0.0)), graph_size=4)
+
+
+def full_plan(seed: int) -> Plan:
+    """Values that fill the workers' memory, rows explained, and nothing but deaths of slots going wrong."""
+    drawn = draw_plan(Random(f"{seed} full"))
+    shape = Shape(large=0.7, functions=2, memory=0.1)
+    return replace(
+        drawn, clients=2, shape=shape, memory_limit_bytes=1 << 28, explains=0.3, releases=0.4, graph_size=12,
+        slot_crashes=0.5, agent_crashes=0.0, mutes=0.0, stalls=0.0, drains=0.0, full_stores=0.0, refused_peers=0.0,
+        slot_start_failures=0.0, client_crashes=0.0, longest_delay_seconds=0.002,
+    )  # fmt: skip
 
 
 def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
@@ -400,6 +412,23 @@ def counts_a_task_that_waits_as_running(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(NestingDesk, "worker_says", worker_says)
 
 
+def never_gives_a_promise_of_memory_back(patch: pytest.MonkeyPatch) -> None:
+    original = WorkerMemory.promise
+
+    def promise(self: WorkerMemory, client: bytes, nbytes: int) -> None:
+        original(self, client, max(0, nbytes))
+
+    patch.setattr(WorkerMemory, "promise", promise)
+
+
+def forgets_workers_that_were_full(patch: pytest.MonkeyPatch) -> None:
+    def look_at_full(self: placement.Placement) -> None:
+        self.ledger.relieved.clear()
+
+    patch.setattr(placement.Placement, "_look_at_full", look_at_full)
+    patch.setattr(placement, "LOOK_AGAIN_SECONDS", 10.0)
+
+
 def agent_gives_no_seat_to_who_goes_on(patch: pytest.MonkeyPatch) -> None:
     original = Nesting.let_go_on
     patch.setattr(Nesting, "let_go_on", lambda self: original(self) if self.free_seats > 1 else None)
@@ -451,6 +480,8 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (leaves_a_question_to_a_lost_worker_open, asking_plan),
     (gives_up_requests_that_a_worker_can_meet, impossible_plan),
     (never_gives_up_what_nobody_can_run, impossible_plan),
+    (never_gives_a_promise_of_memory_back, full_plan),
+    (forgets_workers_that_were_full, full_plan),
     (shares_without_weights, lambda seed: UNEQUAL_RIVALS),
     (agent_counts_places_by_sequence, explaining_plan),
     (agent_takes_what_waits_for_inputs_for_queued, explaining_plan),

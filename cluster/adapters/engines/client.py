@@ -24,7 +24,7 @@ from cluster.wire.handshake import PeerInfo
 __all__ = ["EngineClient", "client_type"]
 
 ENGINES: Final = ("cluster", "dask", "inline", "processes", "ray", "threads")
-RESTRICTIONS: Final = ("actor", "allow_other_workers", "resources", "timeout_seconds", "workers")
+RESTRICTIONS: Final = ("actor", "allow_other_workers", "memory_bytes", "resources", "timeout_seconds", "workers")
 NEVER_SECONDS: Final = 1_000_000.0
 
 
@@ -112,7 +112,7 @@ class EngineClient(Client):
         restrictions = [name for name in RESTRICTIONS if name in options]
         for name in restrictions:
             if name not in self._engine.without_effect:
-                what = "keep actors" if name == "actor" else f"hold to {name}="
+                what = "keep actors" if name == "actor" else f"hold to {name.removesuffix('_bytes')}="
                 raise ClusterError(
                     f'the engine {self._engine.name!r} cannot {what}; Client(engine="processes") can, and a cluster'
                 )

@@ -25,7 +25,7 @@ class InlineEngine:
     slots = 1
     in_caller = True
     # One task at a time, all in one place: resources are never short. And nobody waits while one looks at a breakpoint.
-    without_effect = frozenset(("allow_other_workers", "resources", "timeout_seconds", "workers"))
+    without_effect = frozenset(("allow_other_workers", "memory_bytes", "resources", "timeout_seconds", "workers"))
 
     def __init__(self, client: ClientCore, slots: int | None) -> None:
         if slots not in (None, 1):
