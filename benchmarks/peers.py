@@ -179,6 +179,7 @@ class Dask(System):
     module = "distributed"
     distribution = "distributed"
     abilities = frozenset({SINGLE, HANDLES, ACTORS, COLLECTIONS})
+    places_tasks = True
     workers, threads = SLOTS, 1
 
     @property
@@ -214,6 +215,16 @@ class Dask(System):
 
     def result(self, handle: Any) -> Any:
         return handle.result()
+
+    def wait(self, handle: Any) -> None:
+        import distributed
+
+        distributed.wait(handle)
+
+    def submit_elsewhere(self, value: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        holders = {address for addresses in self.client.who_has([value]).values() for address in addresses}
+        others = [address for address in self.client.scheduler_info()["workers"] if address not in holders]
+        return self.client.submit(function, *arguments, pure=False, workers=others, allow_other_workers=False)
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
         return self.client.map(function, *columns, pure=False)
@@ -261,7 +272,7 @@ class DaskApart(Dask):
 
 class Ray(System):
     name = "ray"
-    setting = f"ray.init(num_cpus={SLOTS}, include_dashboard=False), object store of 1 GiB"
+    setting = f"ray.init(num_cpus={SLOTS}, include_dashboard=False), object store of 4 GiB"
     module = "ray"
     distribution = "ray"
     abilities = frozenset({SINGLE, HANDLES, ACTORS})
@@ -278,13 +289,13 @@ class Ray(System):
         import ray
 
         self.ray = ray
-        # Its default is a third of the machine's memory; no value here is larger than a few bytes.
+        # Its default is a third of the machine's memory; no more than four of the largest values are there at a time.
         ray.init(
             num_cpus=SLOTS,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
-            object_store_memory=2**30,
+            object_store_memory=4 * 2**30,
         )
         self.remotes: dict[Callable[..., Any], Any] = {}
 
@@ -301,6 +312,9 @@ class Ray(System):
 
     def result(self, handle: Any) -> Any:
         return self.ray.get(handle)
+
+    def wait(self, handle: Any) -> None:
+        self.ray.wait([handle], fetch_local=False)
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
         call = self.remote(function).remote

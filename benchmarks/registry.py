@@ -17,6 +17,7 @@ from benchmarks import (
     searches,
     startup,
     throughput,
+    values,
 )
 from benchmarks.case import Case
 
@@ -37,6 +38,7 @@ CASES: dict[str, Case] = {
         output,
         searches,
         dask_collections,
+        values,
     )
     for case in group.CASES
 }

@@ -36,6 +36,8 @@ class System:
     client: Any = None
     only_where_named = False
     first_result_program = ""
+    places_tasks = False
+    """Whether `submit_elsewhere` says where a task runs."""
 
     def version(self) -> str:
         return importlib.metadata.version(self.distribution) if self.distribution else "of this Python"
@@ -54,6 +56,14 @@ class System:
         raise NotImplementedError
 
     def result(self, handle: Any) -> Any:
+        raise NotImplementedError
+
+    def wait(self, handle: Any) -> None:
+        """Return when the task has ended, and leave its value where it is."""
+        raise NotImplementedError
+
+    def submit_elsewhere(self, value: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """One task, in another process than where that value lies."""
         raise NotImplementedError
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
@@ -131,6 +141,11 @@ class Cluster(System):
 
     def result(self, handle: Any) -> Any:
         return handle.result()
+
+    def wait(self, handle: Any) -> None:
+        from cluster import wait
+
+        wait(handle)
 
     def map(self, function: Callable[..., Any], *columns: Sequence[Any]) -> Any:
         return self.client.map(function, *columns)

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from cluster.daemon import agent_store
+from cluster.daemon.agent_peers import PeerServer
 from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.errors import ValueLost
 from cluster.storage.segment_book import class_of
 from cluster.storage.segments import map_segment, map_to_write, write_encoded
+from cluster.wire import messages
 from cluster.wire.payload import dumps, loads
+from cluster.worker import events
 from tests.processes.whole_cluster import WholeCluster, whole_cluster
 
 pytestmark = [pytest.mark.fast_path("nothing is used again"), pytest.mark.timeout(60)]
@@ -298,6 +301,49 @@ def test_no_descriptor_stays_open_and_there_are_never_too_many(monkeypatch: pyte
     before = len(os.listdir("/proc/self/fd"))
     run(test)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class SlowPeer:
+    """Stands for a connection whose peer reads nothing at first: what was sent on it."""
+
+    def __init__(self) -> None:
+        self.paused = True
+        self.context = None
+        self.sent: list[Any] = []
+        self.files: list[bytes] = []
+        self.send = self.sent.append
+
+    def send_file(self, path: str, nbytes: int, *, by_system_call: bool) -> None:
+        self.files.append(Path(path).read_bytes()[:nbytes])
+
+
+@pytest.mark.parametrize("nbytes", [MIB, 2 * MIB])  # in its message, and as a stream
+def test_an_answer_that_waited_never_holds_another_value(nbytes: int) -> None:
+    async def test() -> None:
+        async with held() as one:
+            server, peer = PeerServer(one.store, lambda event: None), SlowPeer()
+            server.connected(peer)  # type: ignore[arg-type]
+            path, kept = await one.create_with(1, nbytes), await one.create_with(3, nbytes)
+            before = inode(path)
+            server.send(events.ServeSegment(1, 5, 6, 7, nbytes, path))
+            server.send(events.ServeSegment(1, 5, 8, 7, nbytes, kept))
+            one.store.remove(path)
+            again = await one.create_with(2, nbytes)
+            assert inode(again) == before
+            peer.paused = False
+            peer.on_writable()  # type: ignore[attr-defined]
+            missing, answer = peer.sent
+            assert missing == messages.ValueMissing(5, 6, 7)
+            if nbytes == MIB:
+                assert answer == messages.Value(5, 8, 7, b"\3" * nbytes)
+            else:
+                assert peer.files == [b"\3" * nbytes]
+            # What `sendfile` served may lie in a socket's queue for long, so it is not used again.
+            inode_of_kept = inode(kept)
+            one.store.remove(kept)
+            assert (inode(await one.create(nbytes)) == inode_of_kept) is (nbytes == MIB)
+
+    run(test)
 
 
 # ----------------------------------------------------------------------- on real daemons
