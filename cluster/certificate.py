@@ -17,7 +17,14 @@ from typing import Final, NamedTuple
 from cluster.errors import SettingError
 from cluster.private_files import create_private_file, make_private_directory, read_private_file
 
-__all__ = ["CERTIFICATE_FILE", "Certificate", "fingerprint", "load_or_create_certificate", "read_expiry"]
+__all__ = [
+    "CERTIFICATE_FILE",
+    "Certificate",
+    "fingerprint",
+    "load_certificate",
+    "load_or_create_certificate",
+    "read_expiry",
+]
 
 CERTIFICATE_FILE: Final = "certificate.pem"
 _VALID_DAYS: Final = 365
@@ -56,7 +63,7 @@ def load_or_create_certificate(directory: Path) -> Certificate:
             create_private_file(file, _make(), replace=text is not None)
             text = read_private_file(file, "certificate")
         while True:
-            loaded = _load(file, text or "")
+            loaded = load_certificate(file, text or "")
             # Another process may have renewed it between the two readings.
             again = read_private_file(file, "certificate")
             if again == text:
@@ -74,7 +81,8 @@ def read_expiry(text: str) -> datetime.date | None:
     return None if found is None else datetime.date.fromisoformat(found[1])
 
 
-def _load(file: Path, text: str) -> Certificate:
+def load_certificate(file: Path, text: str) -> Certificate:
+    """Return the certificate of a file with this text; SettingError if it holds none with its key."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # Connections live long, so none is resumed; without tickets nothing travels but what was written.

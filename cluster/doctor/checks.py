@@ -39,8 +39,10 @@ def check_all(findings: Findings) -> list[Check]:
         _versions_here(findings),
         _settings(findings),
         _secret(findings),
+        _encryption(findings),
         _scheduler(findings),
         *_versions_there(findings),
+        *_reachability(findings),
         *_clock(findings),
         *_port(findings),
         _cores(findings),
@@ -78,6 +80,33 @@ def _secret(findings: Findings) -> Check:
     if findings.secret_problem:
         return Check("secret", FAILURE, findings.secret_problem, "do what the message says; nothing connects before")
     return Check("secret", OK, "this user's alone, or to be made at the first start")
+
+
+def _encryption(findings: Findings) -> Check:
+    until = findings.certificate_until
+    if findings.certificate_problem:
+        return Check("encryption", FAILURE, findings.certificate_problem, "remove the file to have a certificate made")
+    if findings.cluster is not None and findings.cluster.address.startswith("insecure://"):
+        remedy = "start scheduler and workers without --insecure, unless the network itself encrypts"
+        return Check("encryption", WARNING, f"none with {findings.cluster.address}", remedy)
+    if until is None:
+        return Check("encryption", OK, "TLS 1.3 beyond this machine; the certificate is made when it is needed")
+    if until < findings.today:
+        remedy = "nobody checks its date; it is made anew when a scheduler or worker starts here"
+        return Check("encryption", WARNING, f"the certificate was valid until {until}", remedy)
+    return Check("encryption", OK, f"TLS 1.3 beyond this machine; the certificate is valid until {until}")
+
+
+def _reachability(findings: Findings) -> list[Check]:
+    """Whether values can come straight from the workers."""
+    if findings.cluster is None or not findings.cluster.workers:
+        return []
+    unreachable = findings.unreachable_workers
+    if not unreachable:
+        return [Check("workers' addresses", OK, "all can be connected to")]
+    found = f"{_some(list(unreachable))}: {next(iter(unreachable.values()))}"
+    remedy = "open their ports, or start them with --host or --address so that others reach them"
+    return [Check("workers' addresses", WARNING, found, remedy)]
 
 
 def _scheduler(findings: Findings) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 __all__ = ["Cluster", "Findings", "Folder"]
@@ -43,6 +44,12 @@ class Findings:
     versions: dict[str, str]
     settings_problem: str = ""
     secret_problem: str = ""
+    certificate_problem: str = ""
+    certificate_until: date | None = None
+    """Until when it is valid; None without one, or if it is of the user's own making."""
+    today: date = date(2000, 1, 1)
+    unreachable_workers: dict[str, str] = field(default_factory=dict)
+    """Of the cluster's workers, by address, those that this process cannot connect to, and why."""
     address: str = ""
     """Where a scheduler was looked for …"""
     expected: bool = False

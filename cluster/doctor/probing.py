@@ -8,18 +8,23 @@ import shutil
 import socket
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
 from cluster import config
+from cluster.certificate import CERTIFICATE_FILE, load_certificate, read_expiry
 from cluster.client.inquiry import Inquiry
 from cluster.doctor.findings import Cluster, Findings, Folder
 from cluster.errors import ClusterError, SettingError
 from cluster.installed import installed_versions
+from cluster.private_files import read_private_file
 from cluster.secret import SECRET_FILE, load_or_create_secret
 from cluster.storage.segments import abandoned_bytes, lies_in_memory
+from cluster.transport.blocking import BlockingConnection
 
 __all__ = ["look"]
 
@@ -30,6 +35,8 @@ THREAD_VARIABLES: Final = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
+WORKERS_ASKED: Final = 64
+WORKER_ANSWER_SECONDS: Final = 2.0
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -44,6 +51,7 @@ def look(address: str | None = None, directory: Path | None = None) -> Findings:
     cluster: Cluster | None = None
     cluster_problem = ""
     secret_problem = _secret_problem(settings.directory)
+    certificate_problem, certificate_until = _certificate(settings.directory)
     try:
         cluster = None if secret_problem else _ask(looked_at, settings)
         cluster_problem = "it was not asked, for lack of a secret" if secret_problem else ""
@@ -54,6 +62,10 @@ def look(address: str | None = None, directory: Path | None = None) -> Findings:
         versions=installed_versions(),
         settings_problem=settings_problem,
         secret_problem=secret_problem,
+        certificate_problem=certificate_problem,
+        certificate_until=certificate_until,
+        today=date.today(),
+        unreachable_workers=_unreachable(cluster, settings),
         address=looked_at,
         expected=bool(address or settings.address),
         cluster=cluster,
@@ -83,6 +95,39 @@ def _secret_problem(directory: Path) -> str:
     except SettingError as error:
         return str(error)
     return ""
+
+
+def _certificate(directory: Path) -> tuple[str, date | None]:
+    """Why the certificate cannot be used, and until when it is valid; it is not made here."""
+    file = directory / CERTIFICATE_FILE
+    if not file.exists():
+        return "", None
+    try:
+        text = read_private_file(file, "certificate") or ""
+        load_certificate(file, text)
+    except (SettingError, OSError) as error:
+        return str(error), None
+    return "", read_expiry(text)
+
+
+def _unreachable(cluster: Cluster | None, settings: config.Settings) -> dict[str, str]:
+    """Workers that this process cannot connect to, and why; of very many, only the first are tried."""
+    if cluster is None:
+        return {}
+    secret = load_or_create_secret(settings.directory)
+
+    def problem(address: str) -> str:
+        try:
+            seconds = WORKER_ANSWER_SECONDS
+            BlockingConnection.connect(address, secret, "client", ("worker",), timeout_seconds=seconds).close()
+        except ClusterError as error:
+            return str(error)
+        return ""
+
+    addresses = [worker["address"] for worker in cluster.workers[:WORKERS_ASKED]]
+    with ThreadPoolExecutor(WORKERS_ASKED) as threads:
+        problems = zip(addresses, threads.map(problem, addresses), strict=True)
+        return {address: said for address, said in problems if said}
 
 
 def _ask(address: str, settings: config.Settings) -> Cluster:

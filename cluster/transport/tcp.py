@@ -236,13 +236,15 @@ async def connect(
     reach `on_message`, and the connection may even be closed again, before this returns.
     """
     where = read_address(address)
+    deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
     for pause_seconds in (*connect_pauses(), None):
         handshake = Handshake(secret, role, False, peer_roles)
         try:
             return await _connect_once(where, handshake, on_message, on_closed)
         except HandshakeFailed as error:
             told_why = handshake.peer_has_answered or isinstance(error.__cause__, ssl.SSLError)
-            if told_why or pause_seconds is None:
+            # One that is silent for a handshake's whole time has stalled, and will not do better.
+            if told_why or pause_seconds is None or asyncio.get_running_loop().time() > deadline:
                 raise
         await asyncio.sleep(pause_seconds)
     raise AssertionError("the last attempt returns or raises")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 from contextlib import ExitStack
@@ -17,6 +18,22 @@ __all__ = ["CLIENT_HOST", "ClusterOnHosts"]
 
 # The scheduler is on the first host, workers on the next, the client on the last.
 CLIENT_HOST = 4
+
+
+class RelayProcess(Daemon):
+    """A process of `relay.py`."""
+
+    def order(self, line: str) -> None:
+        """Have it obey, and wait until it has."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        self.wait_for(f"obeyed {line}$")
+
+    def __exit__(self, *exception: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        super().__exit__(*exception)
 
 
 class ClusterOnHosts:
@@ -76,6 +93,16 @@ class ClusterOnHosts:
         for worker in workers:
             worker.wait_for(" joined ")
         return workers
+
+    def start_relay(self, host: int, target: str, port: int = 0) -> tuple[RelayProcess, str]:
+        """Start a relay on a host; returned with the address that leads through it."""
+        scheme, _, rest = target.partition("://")
+        target_host, _, target_port = rest.rpartition(":")
+        here = self.network[host].address
+        command = (sys.executable, "-m", "tests.hosts.relay", here, str(port), target_host, target_port)
+        started = RelayProcess(self.network[host].command(*command), self.environment(host), stdin=subprocess.PIPE)
+        relay = self._stack.enter_context(started)
+        return relay, f"{scheme}://{here}:{relay.wait_for(r'ready (.*)')}"
 
     def start_program(self, text: str, *arguments: str, host: int = CLIENT_HOST) -> Daemon:
         """Start a program of a user, which finds `address` and `Client`."""

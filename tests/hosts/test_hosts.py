@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -125,3 +126,19 @@ def test_nothing_listens_beyond_its_machine_unless_asked(cluster: ClusterOnHosts
     worker = cluster.start_worker(1, address=cluster.address.replace("127.0.0.1", cluster.network[0].address))
     assert worker.end() == 2
     assert "cannot connect to tls://10.77.0.1:" in worker.text
+
+
+def test_the_doctor_looks_at_encryption_and_at_every_worker_from_where_it_runs(cluster: ClusterOnHosts) -> None:
+    cluster.start_scheduler()
+    cluster.start_workers(1)
+    cluster.start_worker(2, "--address", "10.77.0.99").wait_for(" joined ")  # a host that nobody has
+    cluster.copy_secret(4)
+    command = (sys.executable, "-m", "cluster.cli.main", "doctor", "--address", cluster.address, "--json")
+    doctor = cluster.start(4, *command)
+    assert doctor.end(30) == 0, doctor.text
+    checks = {check["name"]: check for check in json.loads(doctor.text)["checks"]}
+    assert checks["scheduler"]["outcome"] == "ok"
+    assert "TLS 1.3 beyond this machine" in checks["encryption"]["found"]
+    reached = checks["workers' addresses"]
+    assert reached["outcome"] == "warning"
+    assert re.match(r"tls://10\.77\.0\.99:\d+: cannot connect to ", reached["found"])

@@ -80,6 +80,29 @@ def test_a_silent_server_is_given_up_in_time() -> None:
         BlockingConnection.connect(f"127.0.0.1:{server.getsockname()[1]}", SECRET, timeout_seconds=0.2)
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_a_silent_server_is_not_tried_again_and_again(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr("cluster.transport.connection.HANDSHAKE_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = Peer()
+        with pytest.raises(HandshakeFailed, match="did not prove itself within"):
+            asyncio.run(
+                connect(
+                    f"{scheme}://127.0.0.1:{server.getsockname()[1]}",
+                    secret=SECRET,
+                    role="worker",
+                    peer_roles=("scheduler",),
+                    on_message=peer.on_message,
+                    on_closed=peer.on_closed,
+                )
+            )
+        server.accept()[0].close()
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
 def test_a_port_in_use_is_a_clear_error() -> None:
     async def scenario(listener: Listener, there: Peer, connection: Connection, here: Peer) -> None:
         with pytest.raises(AddressError, match=f"port {listener.port} on 127.0.0.1 is in use"):

@@ -29,10 +29,12 @@ ROOT = Path(__file__).parents[2]
 class Daemon:
     """A process, and the lines that it prints on either output."""
 
-    def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], environment: Mapping[str, str] | None = None, *, stdin: int = subprocess.DEVNULL
+    ) -> None:
         self.process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,10 +53,10 @@ class Daemon:
             self._lines.put(line)
         self._lines.put(None)
 
-    def wait_for(self, pattern: str) -> str:
+    def wait_for(self, pattern: str, seconds: float = DEADLINE_SECONDS) -> str:
         """The first group of the pattern in the next line that matches it (all of the match if it has no group)."""
         while True:
-            line = self._lines.get(timeout=DEADLINE_SECONDS)
+            line = self._lines.get(timeout=seconds)
             assert line is not None, f"no {pattern!r} before the end:\n{self.text}"
             if found := re.search(pattern, line):
                 return found[found.re.groups]
@@ -68,9 +70,9 @@ class Daemon:
         """Send the process a signal."""
         self.process.send_signal(number)
 
-    def end(self) -> int:
+    def end(self, seconds: float = DEADLINE_SECONDS) -> int:
         """Wait for the process to end by itself: its exit status; all that it printed has been read then."""
-        status = self.process.wait(DEADLINE_SECONDS)
+        status = self.process.wait(seconds)
         self._reader.join(DEADLINE_SECONDS)
         return status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
@@ -53,6 +54,19 @@ SHARED, DISK = SOUND.shared_memory, SOUND.disk
 WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "settings": ({"settings_problem": "no such thing"}, "settings", "failure", "cluster config"),
     "secret": ({"secret_problem": "others may read it"}, "secret", "failure", "message says"),
+    "a certificate that is none": (
+        {"certificate_problem": "x.pem does not hold"}, "encryption", "failure", "remove the file"
+    ),
+    "a certificate that has run out": (
+        {"certificate_until": date(2026, 1, 1), "today": date(2026, 1, 2)}, "encryption", "warning", "made anew"
+    ),
+    "nothing is encrypted": (
+        {"cluster": replace(CLUSTER, address="insecure://10.0.0.5:8770")}, "encryption", "warning", "--insecure"
+    ),
+    "a worker that cannot be reached": (
+        {"cluster": CLUSTER, "unreachable_workers": {"tls://10.0.0.7:9": "no answer"}},
+        "workers' addresses", "warning", "open their ports",
+    ),
     "an address that was given": (
         {"expected": True, "cluster_problem": "cannot connect"}, "scheduler", "failure", "cluster-scheduler"
     ),
