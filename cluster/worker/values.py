@@ -99,4 +99,6 @@ class Values:
                 assert isinstance(value, Segment)
                 self._count_in(value, -value.nbytes)
                 segments.append((key, value))
+        if not shard:
+            shard.clear()  # which gives back the room that it once needed; taking out what it has does not
         return segments

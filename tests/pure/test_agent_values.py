@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 
 from cluster.wire import messages
 from cluster.worker import events
+from cluster.worker.values import Values
 from tests.pure.agent_model import OWN_ADDRESS, AgentModel, grant, names_of
 
 A, B = "tcp://127.0.0.1:1001", "tcp://127.0.0.1:1002"
@@ -334,3 +336,12 @@ def test_a_slot_is_told_when_there_is_no_room() -> None:
     assert model.slots[0].segment == ""
     model.report(0, [0.1, "exception", b"", {"type": "StoreFull"}])
     assert model.expect(messages.RunFailed).details == {"type": "StoreFull"}
+
+
+def test_a_place_for_values_that_is_empty_gives_its_room_back() -> None:
+    values = Values()
+    rows = range(2_000)
+    values.add_small(7, rows, tuple(b"%d" % row for row in rows))
+    held = max(map(sys.getsizeof, values._shards))
+    values.remove(7, 0, 2_000)
+    assert held > 50_000 > 1_000 > max(map(sys.getsizeof, values._shards))
