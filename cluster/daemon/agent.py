@@ -25,6 +25,7 @@ from cluster.daemon.agent_peers import PeerLinks, PeerServer
 from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import BY_PATH, Store
+from cluster.daemon.descriptor_limit import raise_descriptor_limit
 from cluster.daemon.memory_kills import MemoryKills
 from cluster.daemon.process_memory import own_bytes, resident_bytes
 from cluster.ids import new_id
@@ -73,6 +74,7 @@ class AgentDaemon:
         self._fast_paths = fast_paths.choose(settings.fast_paths)
         if self._fast_paths.missing:
             logger.info("there is no %s here; a slower way is taken instead", ", ".join(self._fast_paths.missing))
+        descriptor_limit = raise_descriptor_limit() if settings.fast_paths else None
         memory_limit_bytes, wanted = options.memory_limit_bytes, settings.fast_paths
         self._store = Store(
             settings.shared_memory_directory,
@@ -90,6 +92,7 @@ class AgentDaemon:
             python_path,
             self._fast_paths.slots,
             (options.scheduler_address, secret),
+            descriptor_limit,
         )
         self._starter = StarterLink(self._starter_options)
         self._slots: dict[int, SlotPipes] = {}
@@ -374,8 +377,7 @@ class AgentDaemon:
         self._store.create(effect.nbytes, created, writer=effect.slot)
 
     def _remove_segments(self, effect: events.RemoveSegments) -> None:
-        for path in effect.paths:
-            self._store.remove(path)
+        self._store.remove_all(effect.paths)
 
     def _store_module(self, effect: events.StoreModule) -> None:
         def stored(future: asyncio.Future[str]) -> None:

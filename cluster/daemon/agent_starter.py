@@ -18,6 +18,7 @@ from typing import Final
 
 from cluster.daemon import slot_protocol
 from cluster.daemon.agent_slots import SlotPipes
+from cluster.daemon.descriptor_limit import DescriptorLimit
 from cluster.daemon.starter_channel import Channel, PacketChannel, PipeChannel
 
 __all__ = ["SlotEnd", "StarterLink", "StarterOptions"]
@@ -49,8 +50,11 @@ class StarterOptions:
         python_path: str,
         fast_paths: bool,
         cluster: tuple[str, bytes],
+        descriptor_limit: DescriptorLimit | None,
     ) -> None:
+        """`descriptor_limit`: what slots are to have, if this process has another."""
         self.fast_paths = fast_paths
+        self.descriptor_limit = descriptor_limit
         self.cluster = cluster
         self.command = [sys.executable, "-m", "cluster.daemon.starter", "--name", worker_name]
         self.command += [f"--segments={directory}" for directory in segment_directories]
@@ -80,6 +84,8 @@ class StarterLink:
         finally:
             for descriptor in theirs:
                 os.close(descriptor)
+        if options.descriptor_limit is not None:
+            options.descriptor_limit.give_to(self._process.pid)  # no slot has been started yet
         self._channel.send((slot_protocol.STARTER_CLUSTER, *options.cluster))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
+import resource
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -275,6 +276,24 @@ def test_a_slot_is_given_what_it_has_mapped_and_lets_go_of_what_another_gets() -
     run(test)
 
 
+def test_many_are_removed_in_steps_and_at_once_where_there_would_be_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_store, "_STEP_SECONDS", 0.0)  # one a step
+
+    async def test() -> None:
+        async with held(limit_bytes=10 * MIB) as one:
+            paths = [await one.create(MIB) for _ in range(10)]
+            one.store.remove_all(paths[:3])
+            one.store.remove_all(paths[3:5])
+            assert one.figures() == (9 * MIB, MIB, 0)
+            await asyncio.sleep(0)
+            assert one.figures() == (8 * MIB, 2 * MIB, 0)
+            assert (await one.create(5 * MIB)).startswith(f"{one.store.paths[0]}/")
+            assert one.figures() == (10 * MIB, 0, 0)
+            one.store.remove_all(paths[5:])
+
+    run(test)
+
+
 def test_without_the_fast_paths_nothing_is_kept() -> None:
     async def test() -> None:
         async with held(fast_paths=False) as one:
@@ -290,12 +309,13 @@ def test_without_the_fast_paths_nothing_is_kept() -> None:
 def test_no_descriptor_stays_open_and_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with held() as one:
-            one.store._descriptors_limit = 5
-            paths = [await one.create(MIB // 2) for _ in range(20)]
+            one.store._descriptors_limit = 6
+            small = [await one.create(MIB // 2) for _ in range(20)]
+            large = [await one.create(MIB) for _ in range(20)]
             assert len(os.listdir("/proc/self/fd")) < one.descriptors_before + 16
-            for path in paths:
+            for path in small + large:
                 one.store.remove(path)
-            assert one.figures() == (0, 5 * MIB // 2, 0)
+            assert one.figures() == (0, 3 * MIB // 2 + 3 * MIB, 0), "half of them for small ones"
             await one.create(MIB // 2)
 
     before = len(os.listdir("/proc/self/fd"))
@@ -443,6 +463,19 @@ def test_a_slot_that_dies_while_it_has_segments_mapped_loses_nothing_of_others()
                     client.submit(os._exit, 3, retries=0).result(20)
             assert np.array_equal(future.result(10), numbers(number))
             del future
+
+
+def test_an_agent_may_open_many_files_and_a_task_as_many_as_its_user_may() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+    try:
+        with whole_cluster() as cluster:
+            in_slot = cluster.client().submit(resource.getrlimit, resource.RLIMIT_NOFILE).result(10)
+            in_agent = resource.prlimit(cluster.workers[0].process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert in_slot == (300, before[1])
+    assert in_agent == (before[1], before[1])
 
 
 def test_a_value_is_written_and_read_the_same_by_a_map_and_by_the_path(tmp_path: Path) -> None:
