@@ -119,7 +119,9 @@ class AgentDaemon:
             events.TakeBack: self._take_back,
             events.ToPeer: self._server.send,
             events.ServeSegment: self._server.send,
+            events.ServePiece: self._server.send,
             events.FetchFrom: self._links.fetch,
+            events.GiveUpFetch: self._links.give_up,
             events.CreateSegment: self._create_segment,
             events.RemoveSegments: self._remove_segments,
             events.AnswerSegment: self._answer_segment,
@@ -223,7 +225,9 @@ class AgentDaemon:
         if self._timer is not None:
             self._timer.cancel()
         self._links.close()
+        self._server.close()
         await asyncio.to_thread(self._starter.close)
+        await self._links.ended()
         for pipes in self._slots.values():
             pipes.close()
         self._errands.close()

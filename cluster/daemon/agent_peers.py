@@ -11,25 +11,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.daemon.agent_hosts import PeerHosts
+from cluster.daemon.agent_pieces import OutgoingPiece, PieceChecksums
 from cluster.daemon.agent_store import Store
+from cluster.daemon.agent_transfers import Transfers
 from cluster.errors import ClusterError
 from cluster.transport.tcp import Connection, connect
 from cluster.wire import messages
+from cluster.wire.checksums import NO_CHECKSUM, agree, checksum
 from cluster.worker.events import (
     Event,
     FetchFrom,
     FromPeer,
+    GiveUpFetch,
+    ServePiece,
     ServeSegment,
     ToPeer,
     ValueFetched,
     ValueNotFetched,
     ValuePut,
 )
+from cluster.worker.pieces import IN_MESSAGE_BYTES, PIECES_AHEAD
 
 __all__ = ["PeerLinks", "PeerServer"]
 
-# Up to here a value travels inside its message (messages.Value says so).
-_IN_MESSAGE_BYTES: Final = 1024 * 1024
+# Of so many pieces a peer may wait on one connection; it asks for PIECES_AHEAD.
+_PIECES_WAITING: Final = 4 * PIECES_AHEAD
 
 # Somebody else may have the value, so an agent that is silent while it owes one is not waited for without end.
 _STALLED_SECONDS: Final = 15.0
@@ -75,8 +81,9 @@ class PeerServer:
         self._feed = feed
         self._connections: dict[int, Connection] = {}
         self._numbers: dict[Connection, int] = {}
-        self._held_back: dict[int, deque[ToPeer | ServeSegment]] = {}
+        self._held_back: dict[int, deque[ToPeer | ServeSegment | OutgoingPiece]] = {}
         self._last_number = 0
+        self._checksums = PieceChecksums()
 
     def connected(self, connection: Connection) -> None:
         """A peer has proved itself."""
@@ -92,51 +99,77 @@ class PeerServer:
             self._store.remove(connection.context)
         number = self._numbers.pop(connection)
         del self._connections[number]
-        self._held_back.pop(number, None)
+        for waiting in self._held_back.pop(number, ()):
+            if isinstance(waiting, OutgoingPiece):
+                waiting.close()
         self._hosts.closed(number)
+
+    def close(self) -> None:
+        """End what was begun for peers."""
+        for connection in list(self._connections.values()):
+            connection.abort("this worker ends")
+        self._checksums.close()
 
     def message(self, connection: Connection, message: Any) -> None:
         """A peer says something."""
         number = self._numbers[connection]
         if isinstance(message, messages.PutValue) and not message.data:
             self._receive_put(connection, number, message)
-        elif isinstance(message, (messages.GetValues, messages.PutValue)):
+        elif isinstance(message, messages.GetPiece) and len(self._held_back.get(number, ())) >= _PIECES_WAITING:
+            connection.abort("a peer asks for more pieces of values at once than an agent keeps in mind")
+        elif isinstance(message, (messages.GetValues, messages.GetPiece, messages.PutValue)):
             self._feed(FromPeer(number, message))
         elif isinstance(message, (messages.HostProbe, messages.HostProof)):
             self._hosts.heard(connection, number, message)
         elif not isinstance(message, messages.Heartbeat):
             connection.abort(f"a peer sent a {type(message).__name__}, which is not for agents")
 
-    def send(self, effect: ToPeer | ServeSegment) -> None:
+    def send(self, effect: ToPeer | ServeSegment | ServePiece) -> None:
         """Send an answer, when the peer has read enough of those before."""
-        connection = self._connections.get(effect.peer)
+        number = effect.peer
+        connection = self._connections.get(number)
         if connection is None:
             return
-        if connection.paused or effect.peer in self._held_back:
-            self._held_back.setdefault(effect.peer, deque()).append(effect)
+        answer = self._begin_piece(connection, effect) if isinstance(effect, ServePiece) else effect
+        if connection.paused or number in self._held_back or _is_being_counted(answer):
+            self._held_back.setdefault(number, deque()).append(answer)
         else:
-            self._send_now(connection, effect)
+            self._send_now(connection, answer)
+
+    def _begin_piece(self, connection: Connection, effect: ServePiece) -> OutgoingPiece:
+        piece = OutgoingPiece(effect)
+        if connection.encrypted:
+            piece.checksum = NO_CHECKSUM
+        elif _is_being_counted(piece):
+            self._checksums.count(piece, lambda: self._go_on(effect.peer))
+        return piece
 
     def _go_on(self, number: int) -> None:
         waiting = self._held_back.get(number)
         connection = self._connections[number]
-        while waiting and not connection.paused:
+        while waiting and not connection.paused and not _is_being_counted(waiting[0]):
             self._send_now(connection, waiting.popleft())
         if not waiting:
             self._held_back.pop(number, None)
 
-    def _send_now(self, connection: Connection, effect: ToPeer | ServeSegment) -> None:
+    def _send_now(self, connection: Connection, effect: ToPeer | ServeSegment | OutgoingPiece) -> None:
+        if isinstance(effect, OutgoingPiece):
+            effect.send(connection, self._fast_paths)
+            return
         if isinstance(effect, ToPeer):
-            connection.send(effect.message)
+            message = effect.message
+            if isinstance(message, messages.Value):
+                message = _with_checksum(connection, message)
+            connection.send(message)
             return
         peer, request, row, attempt, nbytes, path = effect
         if (place := self._hosts.show(peer, path)) is not None:
             connection.send(messages.ValueSegment(request, row, attempt, nbytes, *place))
             return
         try:
-            if nbytes <= _IN_MESSAGE_BYTES:
+            if nbytes <= IN_MESSAGE_BYTES:
                 data = Path(path).read_bytes()[:nbytes]
-                connection.send(messages.Value(request, row, attempt, data))
+                connection.send(_with_checksum(connection, messages.Value(request, row, attempt, data)))
                 return
             os.stat(path)
         except FileNotFoundError:  # it was freed while the answer waited
@@ -159,6 +192,14 @@ class PeerServer:
         receive_into_segment(connection, self._store, nbytes, arrived)
 
 
+def _is_being_counted(answer: ToPeer | ServeSegment | OutgoingPiece) -> bool:
+    return isinstance(answer, OutgoingPiece) and answer.checksum is None
+
+
+def _with_checksum(connection: Connection, message: messages.Value) -> messages.Value:
+    return message if connection.encrypted else message._replace(checksum=checksum(message.data))
+
+
 class _Link:
     """A connection to another agent, or the making of one, and the values asked of it that have not come."""
 
@@ -179,24 +220,39 @@ class PeerLinks:
         self._store = store
         self._feed = feed
         self._links: dict[str, _Link] = {}
+        self._transfers = Transfers(secret, store, feed)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def fetch(self, effect: FetchFrom) -> None:
         """Ask for values; each is answered by an event."""
-        link = self._links.get(effect.address)
+        small: list[int] = []
+        for position in range(0, len(effect.values), 3):
+            row, attempt, nbytes = effect.values[position : position + 3]
+            if nbytes > IN_MESSAGE_BYTES:
+                self._transfers.fetch(effect.address, row, attempt, nbytes)
+            else:
+                small += (row, attempt)
+        if small:
+            self._ask(effect.address, small)
+
+    def _ask(self, address: str, names: list[int]) -> None:
+        link = self._links.get(address)
         if link is None:
-            link = self._links[effect.address] = _Link(effect.address)
+            link = self._links[address] = _Link(address)
             task = asyncio.get_running_loop().create_task(self._connect(link))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        for position in range(0, len(effect.values), 3):
-            row, attempt, _ = effect.values[position : position + 3]
-            link.asked.append((row, attempt))
-            link.unsent += (row, attempt)
+        link.asked += zip(names[::2], names[1::2], strict=True)
+        link.unsent += names
         self._send(link)
+
+    def give_up(self, effect: GiveUpFetch) -> None:
+        """Nobody needs a large value from others any more."""
+        self._transfers.give_up(effect.row, effect.attempt)
 
     def end_stalled(self) -> None:
         """Give up connections on which values are due and nothing has come for long; called now and then."""
+        self._transfers.close_idle()
         now = asyncio.get_running_loop().time()
         for link in list(self._links.values()):
             connection = link.connection
@@ -207,11 +263,16 @@ class PeerLinks:
 
     def close(self) -> None:
         """Give up everything under way."""
+        self._transfers.close()
         for task in self._tasks:
             task.cancel()
         for link in list(self._links.values()):
             if link.connection is not None:
                 link.connection.abort()
+
+    async def ended(self) -> None:
+        """Wait, after `close`, until the threads that transfer large values have noticed."""
+        await asyncio.to_thread(self._transfers.join)
 
     async def _connect(self, link: _Link) -> None:
         try:
@@ -240,36 +301,23 @@ class PeerLinks:
     def _message(self, link: _Link, message: Any) -> None:
         if isinstance(message, messages.Heartbeat):
             return
-        if not isinstance(message, (messages.Value, messages.ValueStream, messages.ValueMissing)) or (
+        if not isinstance(message, (messages.Value, messages.ValueMissing)) or (
             not link.asked or link.asked[0] != (message.row, message.attempt)
         ):
             assert link.connection is not None
             link.connection.abort(f"the agent at {link.address} answered what was not asked")
             return
         row, attempt = message.row, message.attempt
-        if isinstance(message, messages.ValueStream):
-            self._receive(link, row, attempt, message.nbytes)
-            return
         link.asked.popleft()
-        if isinstance(message, messages.Value):
-            self._feed(ValueFetched(link.address, row, attempt, len(message.data), message.data, ""))
-        else:
+        if isinstance(message, messages.ValueMissing):
             self._feed(ValueNotFetched(link.address, row, attempt, "it does not hold the value"))
-
-    def _receive(self, link: _Link, row: int, attempt: int, nbytes: int) -> None:
-        def arrived(path: str, reason: str) -> None:
-            link.asked.popleft()
-            if path:
-                self._feed(ValueFetched(link.address, row, attempt, nbytes, b"", path))
-            else:
-                self._feed(ValueNotFetched(link.address, row, attempt, reason))
-
-        assert link.connection is not None
-        receive_into_segment(link.connection, self._store, nbytes, arrived)
+        elif not agree(message.checksum, checksum(message.data) if message.checksum != NO_CHECKSUM else NO_CHECKSUM):
+            reason = f"{len(message.data)} bytes with another checksum than was said"
+            self._feed(ValueNotFetched(link.address, row, attempt, reason, "damaged"))
+        else:
+            self._feed(ValueFetched(link.address, row, attempt, len(message.data), message.data, ""))
 
     def _closed(self, link: _Link, connection: Connection, reason: str) -> None:
-        if connection.context:
-            self._store.remove(connection.context)
         self._fail(link, reason or "the connection was closed")
 
     def _fail(self, link: _Link, reason: str) -> None:

@@ -209,6 +209,8 @@ class Scheduler:
                 self.copies.held(worker, message.values)
             case messages.FetchFailed():
                 self.copies.failed(worker, message)
+            case messages.ValueDamaged():
+                desk.damaged(worker, message)
             case messages.AgentHeartbeat():
                 desk.reported(worker, message.report)
             case messages.ActorEnded():

@@ -315,6 +315,15 @@ class WorkerDesk:
                 ledger.order_free(index, table.attempt[row], row)
                 self.lifecycle.drop_replica(row, index, f"worker {holder.name} could not give it away")
 
+    def damaged(self, worker: WorkerRecord, message: messages.ValueDamaged) -> None:
+        """A value changed on its way to a worker, which fetches it again: somebody should look at the machines."""
+        holder = self.ledger.worker_called.get(message.address)
+        named = f"worker {holder.name} at {message.address}" if holder is not None else message.address
+        known = self._is_known_value(message.row, message.attempt)
+        value = f"the value of {self.ledger.key(message.row)}" if known else "a value that nobody needs by now"
+        text = f"{value} came damaged from {named} to worker {worker.name} at {worker.address}; it is fetched again"
+        self.ledger.events.note("value_damaged", worker.name, text)
+
     def recalled(self, now: float, worker: WorkerRecord, message: messages.Recalled) -> None:
         """What a recall brought back, and nothing else, is granted again."""
         for position in range(0, len(message.names), 2):

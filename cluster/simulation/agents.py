@@ -9,17 +9,18 @@ from cluster.simulation.coroutines import CoroutineProcess
 from cluster.simulation.network import Connection
 from cluster.simulation.slots import SlotProcess
 from cluster.simulation.timer import Timer
+from cluster.simulation.transfers import Transfers, damaged
 from cluster.wire import messages
+from cluster.wire.checksums import agree, checksum
 from cluster.worker import events
 from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.machine import Agent, AgentIdentity
+from cluster.worker.pieces import IN_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from cluster.simulation.world import World
 
 __all__ = ["AgentProcess"]
-
-IN_MESSAGE_BYTES = 1 << 20
 
 
 class PeerLink:
@@ -70,6 +71,7 @@ class AgentProcess:
         self._handling = False
         self._paths = 0
         self._links: dict[str, PeerLink] = {}
+        self._transfers = Transfers(self)
         self._callers: dict[int, Connection] = {}
         self._callers_seen = 0
         self.connection = world.scheduler.accept(self._hear, self._scheduler_gone)
@@ -140,10 +142,16 @@ class AgentProcess:
             case events.FetchFrom():
                 self._fetch(effect)
             case events.ToPeer(peer, message):
+                if isinstance(message, messages.Value):
+                    message = message._replace(checksum=checksum(message.data))
                 if peer in self._callers:
                     self.world.send(self._callers[peer].to_near, message)
             case events.ServeSegment():
                 self._serve(effect)
+            case events.ServePiece():
+                self._serve_piece(effect)
+            case events.GiveUpFetch(row, attempt):
+                self._transfers.give_up(row, attempt)
             case events.Close():
                 self.connection.near_closes()
                 self._end()
@@ -194,6 +202,7 @@ class AgentProcess:
         for link in self._links.values():
             if link.connection is not None:
                 link.connection.near_dies()
+        self._transfers.end()
         for caller in self._callers.values():
             caller.far_dies()
         self.world.agent_ended(self)
@@ -224,7 +233,8 @@ class AgentProcess:
         if path in self.files:
             self.files[path] = data
 
-    def _new_file(self, data: bytes) -> str:
+    def new_file(self, data: bytes) -> str:
+        """A file with that content; its path."""
         self._paths += 1
         path = f"{self.address}/{self._paths}"
         self.files[path] = data
@@ -244,7 +254,7 @@ class AgentProcess:
         if full:
             self.feed(events.SegmentFailed(effect.request, "the store is full"))
         else:
-            self.feed(events.SegmentCreated(effect.request, self._new_file(effect.data)))
+            self.feed(events.SegmentCreated(effect.request, self.new_file(effect.data)))
 
     # ------------------------------------------------------------------ those who ask
 
@@ -258,7 +268,7 @@ class AgentProcess:
         """A peer says something."""
         message, content = item
         if isinstance(message, messages.PutValue) and message.nbytes and not message.data:
-            path = self._new_file(content)
+            path = self.new_file(content)
             self.feed(events.ValuePut(number, message.row, message.attempt, message.nbytes, path))
         else:
             self.feed(events.FromPeer(number, message))
@@ -275,41 +285,60 @@ class AgentProcess:
         content = self.files[path]
         if nbytes <= IN_MESSAGE_BYTES:
             data = content + bytes(max(0, nbytes - len(content)))
-            self.world.send(connection.to_near, messages.Value(request, row, attempt, data), nbytes=nbytes)
+            value = messages.Value(request, row, attempt, data, checksum(data))
+            self.world.send(connection.to_near, value, nbytes=nbytes)
         else:
             stream = messages.ValueStream(request, row, attempt, nbytes)
             self.world.send(connection.to_near, stream, content, nbytes)
 
+    def _serve_piece(self, effect: events.ServePiece) -> None:
+        connection = self._callers.get(effect.peer)
+        if connection is None:
+            return
+        _, row, attempt, offset, nbytes, path = effect
+        content = self.files[path][offset : offset + nbytes]
+        piece = messages.ValuePiece(row, attempt, offset, nbytes, checksum(content))
+        self.world.send(connection.to_near, piece, content, nbytes)
+
     # ------------------------------------------------------------------ those who are asked
 
     def _fetch(self, effect: events.FetchFrom) -> None:
-        link = self._links.get(effect.address)
+        small: list[int] = []
+        for position in range(0, len(effect.values), 3):
+            row, attempt, nbytes = effect.values[position : position + 3]
+            if nbytes > IN_MESSAGE_BYTES:
+                self._transfers.fetch(effect.address, row, attempt, nbytes)
+            else:
+                small += (row, attempt)
+        if small:
+            self._ask(effect.address, small)
+
+    def _ask(self, address: str, names: list[int]) -> None:
+        link = self._links.get(address)
         if link is None:
-            link = self._links[effect.address] = PeerLink(effect.address)
+            link = self._links[address] = PeerLink(address)
             if self._random.random() < self.world.plan.refused_peers:
                 self.world.clock.after(self.world.network.delay(), self._link_lost, link)
             else:
                 link.connection = self.world.connect_to_agent(
-                    effect.address, lambda item: self._answered(link, item), lambda: self._link_lost(link)
+                    address, lambda item: self._answered(link, item), lambda: self._link_lost(link)
                 )
-        names: list[int] = []
-        for position in range(0, len(effect.values), 3):
-            row, attempt, _ = effect.values[position : position + 3]
-            link.asked.append((row, attempt))
-            names += (row, attempt)
+        link.asked += zip(names[::2], names[1::2], strict=True)
         link.requests += 1
         if link.connection is not None:
             self.world.send(link.connection.to_far, messages.GetValues(link.requests, names))
 
     def _answered(self, link: PeerLink, item: Any) -> None:
-        message, content = item
+        message, _ = item
         row, attempt = link.asked.popleft()
         assert (message.row, message.attempt) == (row, attempt), "an agent answered what was not asked"
         if isinstance(message, messages.Value):
-            self.feed(events.ValueFetched(link.address, row, attempt, len(message.data), message.data, ""))
-        elif isinstance(message, messages.ValueStream):
-            path = self._new_file(content)
-            self.feed(events.ValueFetched(link.address, row, attempt, message.nbytes, b"", path))
+            data = damaged(self, message.data)
+            if agree(message.checksum, checksum(data)):
+                self.feed(events.ValueFetched(link.address, row, attempt, len(data), data, ""))
+            else:
+                reason = "another checksum than was said"
+                self.feed(events.ValueNotFetched(link.address, row, attempt, reason, "damaged"))
         else:
             self.feed(events.ValueNotFetched(link.address, row, attempt, "it does not hold the value"))
 
@@ -323,6 +352,8 @@ class AgentProcess:
     def lose_a_link(self) -> None:
         """A connection to another agent breaks."""
         links = [link for link in self._links.values() if link.connection is not None]
+        if self._random.random() < 0.5 and self._transfers.lose_one(self._random):
+            return
         if links:
             link = self._random.choice(links)
             assert link.connection is not None

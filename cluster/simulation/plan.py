@@ -45,6 +45,7 @@ class Plan:
     stalls: float = 0.0  # nothing passes between an agent or a client and the scheduler for a while
     drains: float = 0.0
     broken_links: float = 0.0
+    damages: float = 0.0  # the chance of a value to change on its way between agents
     congestions: float = 0.0
     client_crashes: float = 0.0
     releases: float = 0.0  # chances of a client's action to be this
@@ -68,7 +69,8 @@ class Plan:
             self.slot_crashes or self.agent_crashes or self.mutes or self.drains or self.client_crashes
             or self.shape.ending_workers
             or self.shape.flaky or self.shape.raising or self.shape.killing or self.shape.timeouts or self.cancels
-            or self.broken_links or self.refused_peers or self.full_stores or self.stalls or self.slot_start_failures
+            or self.broken_links or self.damages or self.refused_peers or self.full_stores or self.stalls
+            or self.slot_start_failures
         )  # fmt: skip
 
     @property
@@ -171,4 +173,5 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     # A few large values, or one, are more than a worker may hold.
     limit = random.choice((1 << 32, 1 << 32, 1 << 30, 1 << 28))
     shape = replace(plan.shape, memory=chance(0.2, 0.05, 0.3))
-    return replace(plan, shape=shape, memory_limit_bytes=limit)
+    plan = replace(plan, shape=shape, memory_limit_bytes=limit)
+    return replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sys
 import weakref
@@ -322,6 +323,11 @@ class Connection(asyncio.BufferedProtocol):
     # ------------------------------------------------------------------ sending
 
     @property
+    def encrypted(self) -> bool:
+        """Whether TLS protects what is sent, so that it needs no checksum."""
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is not None
+
+    @property
     def unsent_bytes(self) -> int:
         """How many bytes wait here because the peer has not read so far (or since the last step of the loop)."""
         return self._outgoing.unsent_bytes if self._outgoing is not None else 0
@@ -363,6 +369,13 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._outgoing is not None and not self.closed:
             self._outgoing.put_file(path, nbytes, done, by_system_call)
+
+    def send_descriptor(self, descriptor: int, offset: int, nbytes: int, *, by_system_call: bool = True) -> None:
+        """Send some bytes of an open file behind the message that announced them. The connection closes it."""
+        if self._outgoing is not None and not self.closed:
+            self._outgoing.put_descriptor(descriptor, offset, nbytes, by_system_call)
+        else:
+            os.close(descriptor)
 
     def _relieved(self) -> None:
         if self.on_writable is not None and not self._closing:

@@ -29,10 +29,10 @@ class _FilePart:
 
     __slots__ = ("by_system_call", "descriptor", "offset", "remaining_bytes")
 
-    def __init__(self, descriptor: int, remaining_bytes: int, by_system_call: bool) -> None:
+    def __init__(self, descriptor: int, offset: int, remaining_bytes: int, by_system_call: bool) -> None:
         self.descriptor = descriptor
         self.by_system_call = by_system_call
-        self.offset = 0
+        self.offset = offset
         self.remaining_bytes = remaining_bytes
 
 
@@ -101,12 +101,16 @@ class Outgoing:
 
     def put_file(self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True) -> None:
         """Open a file and queue its first bytes, to be sent by `sendfile` if that is wanted and there is one."""
-        by_system_call = by_system_call and hasattr(os, "sendfile") and not self._encrypts
         if nbytes:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-            self._queue.append(_FilePart(descriptor, nbytes, by_system_call))
-            self._enqueued(nbytes)
+            self.put_descriptor(descriptor, 0, nbytes, by_system_call)
         self._put_callback(done)
+
+    def put_descriptor(self, descriptor: int, offset: int, nbytes: int, by_system_call: bool = True) -> None:
+        """Queue some bytes of an open file; the descriptor is closed when they have gone."""
+        by_system_call = by_system_call and hasattr(os, "sendfile") and not self._encrypts
+        self._queue.append(_FilePart(descriptor, offset, nbytes, by_system_call))
+        self._enqueued(nbytes)
 
     def _put_callback(self, done: Callable[[], None] | None) -> None:
         if done is not None:
@@ -201,10 +205,10 @@ class Outgoing:
             elif self._encrypts:
                 # It is encrypted before `write` returns, so the place can be used again.
                 self._file_buffer = self._file_buffer or memoryview(bytearray(_STEP_BYTES))
-                sent = os.readv(part.descriptor, [self._file_buffer[:count]])
+                sent = os.preadv(part.descriptor, [self._file_buffer[:count]], part.offset)
                 self._transport.write(self._file_buffer[:sent])
             else:
-                data = os.read(part.descriptor, min(count, _STEP_BYTES))
+                data = os.pread(part.descriptor, min(count, _STEP_BYTES), part.offset)
                 sent = len(data)
                 self._transport.write(data)
         except BlockingIOError:

@@ -3,10 +3,10 @@
 `encode` makes one frame. A `Decoder` takes whatever a socket gave and returns the messages that are complete; it trusts
 nothing: lengths are checked before memory is taken, and every field against the type that its message declares.
 
-Raw bytes: a `ValueStream`, or a `PutValue` without data, announces `nbytes` raw bytes right behind its frame. The
-decoder stops there (`raw_bytes_expected` is above 0) until they have been taken with `take_raw` (those that were fed
-already) and counted by `raw_received` (those that the caller read from the socket straight into their target). After
-that, `feed(b"")` goes on with what was fed behind them.
+Raw bytes: a `ValueStream`, a `ValuePiece`, or a `PutValue` without data, announces `nbytes` raw bytes right behind its
+frame. The decoder stops there (`raw_bytes_expected` is above 0) until they have been taken with `take_raw` (those that
+were fed already) and counted by `raw_received` (those that the caller read from the socket straight into their target).
+After that, `feed(b"")` goes on with what was fed behind them.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class Decoder:
             with view[body:at] as piece:
                 message = _decode_body(piece)
             found.append(message)
-            if isinstance(message, (messages.ValueStream, messages.PutValue)):
+            if isinstance(message, (messages.ValueStream, messages.ValuePiece, messages.PutValue)):
                 self.raw_bytes_expected = _raw_bytes_behind(message)
                 if self.raw_bytes_expected:
                     break
@@ -211,7 +211,7 @@ class Decoder:
         self.raw_bytes_expected -= nbytes
 
 
-def _raw_bytes_behind(message: messages.ValueStream | messages.PutValue) -> int:
+def _raw_bytes_behind(message: messages.ValueStream | messages.ValuePiece | messages.PutValue) -> int:
     if message.nbytes < 0:
         raise ProtocolError(f"{type(message).__name__}.nbytes is {message.nbytes}; a size cannot be negative")
     if isinstance(message, messages.PutValue) and message.data:

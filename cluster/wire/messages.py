@@ -329,6 +329,15 @@ class FetchFailed(NamedTuple):
     reason: str
 
 
+class ValueDamaged(NamedTuple):
+    """A value that came from the agent at that address had another checksum than was said; it is fetched again."""
+
+    epoch: int
+    row: int
+    attempt: int
+    address: str
+
+
 class AgentHeartbeat(NamedTuple):
     """Every second; an agent silent for ten is taken for dead. `report` holds plain figures (memory, slots …)."""
 
@@ -446,12 +455,13 @@ class GetValues(NamedTuple):
 
 
 class Value(NamedTuple):
-    """A value of at most 1 MiB."""
+    """A value of at most 1 MiB, and its checksum, or -1 where there is none."""
 
     request: int
     row: int
     attempt: int
     data: bytes
+    checksum: int = -1
 
 
 class ValueStream(NamedTuple):
@@ -469,6 +479,27 @@ class ValueMissing(NamedTuple):
     request: int
     row: int
     attempt: int
+
+
+class GetPiece(NamedTuple):
+    """Ask an agent for some bytes of a value over 1 MiB, at most 16 MiB at a time; answered by ValuePiece or
+    ValueMissing, in order."""
+
+    row: int
+    attempt: int
+    offset: int
+    nbytes: int
+
+
+class ValuePiece(NamedTuple):
+    """Bytes of a value: `nbytes` raw bytes follow this frame on the connection. `checksum` is theirs, or -1 where TLS
+    protects them."""
+
+    row: int
+    attempt: int
+    offset: int
+    nbytes: int
+    checksum: int
 
 
 class PutValue(NamedTuple):
@@ -661,4 +692,5 @@ CLASSES: tuple[type[Any], ...] = (
     EndActor, ActorEnded,
     HostProbe, HostProof, ValueSegment,
     Relay, Relayed, RelayData,
+    GetPiece, ValuePiece, ValueDamaged,
 )  # fmt: skip

@@ -58,7 +58,7 @@ class FromScheduler(NamedTuple):
 
 
 class FromPeer(NamedTuple):
-    """GetValues, or a PutValue that carries its data; `peer` is the shell's number for the connection."""
+    """GetValues, GetPiece, or a PutValue that carries its data; `peer` is the shell's number for the connection."""
 
     peer: int
     message: Any
@@ -183,12 +183,17 @@ class ValueFetched(NamedTuple):
 
 
 class ValueNotFetched(NamedTuple):
-    """That agent has not got it, or cannot be reached, or the transfer failed."""
+    """That agent has not got it, or cannot be reached, or the transfer failed. Of a large value the shell keeps what
+    has come until the value is fetched from another, or given up (GiveUpFetch).
+
+    `kind`: "lost"; "damaged" if what came had another checksum than was said; "full" if there is no room for it here.
+    """
 
     address: str
     row: int
     attempt: int
     reason: str
+    kind: str = "lost"
 
 
 class ErrandReported(NamedTuple):
@@ -394,6 +399,25 @@ class FetchFrom(NamedTuple):
     values: list[int]
 
 
+class GiveUpFetch(NamedTuple):
+    """Nobody needs that large value from other agents any more: end its transfer, if it is under way (ValueNotFetched
+    follows then), and forget what has come of it."""
+
+    row: int
+    attempt: int
+
+
+class ServePiece(NamedTuple):
+    """Answer a peer with some bytes of a segment, and their checksum; ValueMissing if it is gone by then."""
+
+    peer: int
+    row: int
+    attempt: int
+    offset: int
+    nbytes: int
+    path: str
+
+
 class StartErrand(NamedTuple):
     """Run a function in a process of its own, like a slot's; ErrandReported and ErrandEnded follow."""
 
@@ -433,5 +457,6 @@ class Close(NamedTuple):
 Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
     | TakeBack | Interrupt | KillSlot | BecomeCoroutines | StopCoroutine
-    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | StartErrand | EndErrand | StoreModule | Say | Close
+    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
+    | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

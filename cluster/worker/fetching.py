@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+from cluster.worker.pieces import IN_MESSAGE_BYTES
 from cluster.worker.queue import Assignment
 from cluster.worker.values import value_key
 
 __all__ = ["Fetching", "Want"]
+
+# A value that came damaged so often from one agent counts as missing there: its memory, or the way, is bad.
+_DAMAGES_BORNE: Final = 2
 
 # In flight from one agent: enough to hide the round trip, few enough that a value asked for later waits little.
 _VALUES_IN_FLIGHT: Final = 64
@@ -18,7 +22,7 @@ _BYTES_IN_FLIGHT: Final = 64 * 1024 * 1024
 class Want:
     """A value that is not here, and who needs it."""
 
-    __slots__ = ("address", "attempt", "nbytes", "ordered", "row", "tried", "untried", "waiting")
+    __slots__ = ("address", "attempt", "begun", "damages", "nbytes", "ordered", "row", "tried", "untried", "waiting")
 
     def __init__(self, row: int, attempt: int, nbytes: int) -> None:
         self.row = row
@@ -27,6 +31,8 @@ class Want:
         self.untried: deque[str] = deque()
         self.tried: list[str] = []
         self.address = ""  # who has been asked, or is about to be; empty: nobody (a client pushes the value)
+        self.begun = False  # the shell was told to fetch a large one, and keeps what has come
+        self.damages: dict[str, int] = {}  # how often it came damaged, by address
         self.ordered = False  # the scheduler asked for this copy
         self.waiting: list[tuple[Assignment, int]] = []  # the tasks (assignment, index)
 
@@ -37,8 +43,8 @@ class Want:
                 self.untried.append(address)
 
 
-class Holder:
-    """What is asked of one agent."""
+class Lane:
+    """What is asked of one agent: all small values, or all large ones, which no small one waits behind."""
 
     __slots__ = ("bytes_in_flight", "in_flight", "queue")
 
@@ -54,8 +60,8 @@ class Fetching:
     def __init__(self, own_address: str) -> None:
         self._own_address = own_address
         self._wants: dict[int, Want] = {}
-        self._holders: dict[str, Holder] = {}
-        self._changed: dict[str, None] = {}  # a dictionary for its order
+        self._lanes: dict[tuple[str, bool], Lane] = {}  # by the agent's address, and whether for large values
+        self._changed: dict[tuple[str, bool], None] = {}  # a dictionary for its order
 
     def __len__(self) -> int:
         return len(self._wants)
@@ -82,11 +88,24 @@ class Fetching:
 
     def ended(self, address: str, key: int) -> None:
         """A value asked of that agent has come, or will not."""
-        holder = self._holders.get(address)
-        want = None if holder is None else holder.in_flight.pop(key, None)
-        if holder is not None and want is not None:
-            holder.bytes_in_flight -= want.nbytes
-            self._changed[address] = None
+        for name in ((address, False), (address, True)):
+            lane = self._lanes.get(name)
+            want = None if lane is None else lane.in_flight.pop(key, None)
+            if lane is not None and want is not None:
+                lane.bytes_in_flight -= want.nbytes
+                self._changed[name] = None
+
+    def damaged(self, address: str, key: int) -> Want | None:
+        """What that agent gave was damaged: others are asked, then it again. As `failed` if that was too often."""
+        want = self._wants.get(key)
+        if want is not None and want.address == address:
+            want.damages[address] = want.damages.get(address, 0) + 1
+            if want.damages[address] <= _DAMAGES_BORNE:
+                self.ended(address, key)
+                want.untried.append(address)
+                self._next_holder(want)
+                return None
+        return self.failed(address, key)
 
     def failed(self, address: str, key: int) -> Want | None:
         """That agent did not give the value. The want, if it was the last who could: then it is ended here."""
@@ -103,24 +122,25 @@ class Fetching:
     def requests(self) -> list[tuple[str, list[int]]]:
         """What to ask whom now: (address, flat `[row, attempt, nbytes, …]`)."""
         found: list[tuple[str, list[int]]] = []
-        for address in self._changed:
-            holder = self._holders[address]
+        for name in self._changed:
+            address, lane = name[0], self._lanes[name]
             values: list[int] = []
-            while holder.queue and len(holder.in_flight) < _VALUES_IN_FLIGHT:
-                want = holder.queue[0]
-                if holder.in_flight and holder.bytes_in_flight + want.nbytes > _BYTES_IN_FLIGHT:
+            while lane.queue and len(lane.in_flight) < _VALUES_IN_FLIGHT:
+                want = lane.queue[0]
+                if lane.in_flight and lane.bytes_in_flight + want.nbytes > _BYTES_IN_FLIGHT:
                     break
-                holder.queue.popleft()
+                lane.queue.popleft()
                 key = value_key(want.attempt, want.row)
-                if self._wants.get(key) is not want or want.address != address or key in holder.in_flight:
+                if self._wants.get(key) is not want or want.address != address or key in lane.in_flight:
                     continue  # it came otherwise, or nobody needs it by now
-                holder.in_flight[key] = want
-                holder.bytes_in_flight += want.nbytes
+                lane.in_flight[key] = want
+                want.begun = want.nbytes > IN_MESSAGE_BYTES
+                lane.bytes_in_flight += want.nbytes
                 values += (want.row, want.attempt, want.nbytes)
             if values:
                 found.append((address, values))
-            elif not holder.in_flight and not holder.queue:
-                del self._holders[address]
+            elif not lane.in_flight and not lane.queue:
+                del self._lanes[name]
         self._changed.clear()
         return found
 
@@ -128,6 +148,7 @@ class Fetching:
         if not want.untried:
             return False
         want.address = want.untried.popleft()
-        self._holders.setdefault(want.address, Holder()).queue.append(want)
-        self._changed[want.address] = None
+        name = (want.address, want.nbytes > IN_MESSAGE_BYTES)
+        self._lanes.setdefault(name, Lane()).queue.append(want)
+        self._changed[name] = None
         return True

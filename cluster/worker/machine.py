@@ -160,6 +160,8 @@ class Agent:
             case events.FromPeer(peer, message):
                 if isinstance(message, messages.GetValues):
                     supply.serve(peer, message)
+                elif isinstance(message, messages.GetPiece):
+                    supply.serve_piece(peer, message)
                 else:
                     supply.put(peer, message)
             case events.ValuePut(peer, row, attempt, nbytes, path):

@@ -8,10 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from cluster.wire import messages
-from cluster.worker.events import CreateSegment, FetchFrom, RemoveSegments, ServeSegment, ToPeer
+from cluster.worker.events import (
+    CreateSegment,
+    FetchFrom,
+    GiveUpFetch,
+    RemoveSegments,
+    Say,
+    ServePiece,
+    ServeSegment,
+    ToPeer,
+)
 from cluster.worker.fetching import Fetching, Want
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
+from cluster.worker.pieces import PIECE_LIMIT_BYTES
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
 
@@ -153,7 +163,10 @@ class Supply:
         self.finish_freeing()
         key = value_key(attempt, row)
         self._fetching.ended(address, key)
-        if self._fetching.find(key) is None:
+        want = self._fetching.find(key)
+        if want is not None:
+            want.begun = False
+        if want is None:
             # It came otherwise or was freed while it travelled: then nobody must be told of it.
             if path:
                 self._memory.segment(path, nbytes)
@@ -163,9 +176,19 @@ class Supply:
         else:
             self._receive(_NOBODY, row, attempt, nbytes, data)
 
-    def not_fetched(self, address: str, row: int, attempt: int, reason: str) -> None:
+    def not_fetched(self, address: str, row: int, attempt: int, reason: str, kind: str) -> None:
         """An agent did not give a value: try the next that has it, or answer for the tasks that need it."""
-        want = self._fetching.failed(address, value_key(attempt, row))
+        key = value_key(attempt, row)
+        if kind == "full":  # nobody else could change that, and no holder is to blame
+            self._fetching.ended(address, key)
+            want, address = self._fetching.forget(key), ""
+        elif kind == "damaged":
+            text = f"a value of row {row} (attempt {attempt}) came damaged from {address} to this worker: {reason}"
+            self._ledger.effects.append(Say(text))
+            self._ledger.send(messages.ValueDamaged(self._ledger.epoch, row, attempt, address))
+            want = self._fetching.damaged(address, key)
+        else:
+            want = self._fetching.failed(address, key)
         if want is not None:
             self._give_up(want, address, reason)
 
@@ -197,7 +220,7 @@ class Supply:
             return
         want = self._fetching.forget(value_key(attempt, row))
         if want is not None:
-            self._give_up(want, want.address, reason)
+            self._give_up(want, "", reason)
 
     def awaits_segment(self, request: int) -> bool:
         """Whether that request was made here."""
@@ -218,6 +241,16 @@ class Supply:
                 effects.append(ServeSegment(peer, request, row, attempt, value.nbytes, value.path))
             else:
                 effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
+
+    def serve_piece(self, peer: int, message: messages.GetPiece) -> None:
+        """Answer a peer that asks for some bytes of a large value."""
+        row, attempt, offset, nbytes = message
+        value = self.values.get(value_key(attempt, row))
+        asks_well = offset >= 0 and 0 < nbytes <= PIECE_LIMIT_BYTES
+        if isinstance(value, Segment) and asks_well and offset + nbytes <= value.nbytes:
+            self._ledger.effects.append(ServePiece(peer, row, attempt, offset, nbytes, value.path))
+        else:
+            self._ledger.effects.append(ToPeer(peer, messages.ValueMissing(0, row, attempt)))
 
     def free(self, names: list[int]) -> None:
         """Forget values, flat `[attempt, first row, count, …]`: some now, the others in the events that follow."""
@@ -286,6 +319,8 @@ class Supply:
         want = self._fetching.forget(value_key(attempt, row))
         if want is None:
             return
+        if want.begun:  # a client was faster
+            self._ledger.effects.append(GiveUpFetch(row, attempt))
         for assignment, index in want.waiting:
             waiting = self._waiting.get(assignment.attempt << 32 | index)
             if waiting is not None:
@@ -302,6 +337,8 @@ class Supply:
 
     def _give_up(self, want: Want, address: str, reason: str) -> None:
         row, attempt = want.row, want.attempt
+        if want.begun:
+            self._ledger.effects.append(GiveUpFetch(row, attempt))
         if want.ordered:
             self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, address, reason))
         for assignment, index in want.waiting:

@@ -141,7 +141,7 @@ class Peer:
         scheduler.connections_out.append(self.connection)
 
     def _message(self, connection: Connection, message: Any) -> None:
-        if isinstance(message, messages.ValueStream):
+        if isinstance(message, messages.ValueStream | messages.ValuePiece):
             data = bytearray(message.nbytes)
             connection.receive_raw(memoryview(data), lambda: self._answers.put((message, bytes(data))))
         else:

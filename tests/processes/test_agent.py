@@ -82,8 +82,10 @@ def test_a_worker_fetches_missing_inputs_from_another(scheduler: PlayedScheduler
     with Worker(scheduler.address, "--slots", "1", "--name", "w2"):
         scheduler.expect(messages.WorkerJoin)
         scheduler.send(function_message(bytes), grant(1, [(5_000_000,), (100,)]))
-        scheduler.done(2)
-        values = [[0, 1, 5_000_050, [first.address]], [1, 1, 120, [first.address]]]
+        sizes: dict[int, int] = {}
+        while len(sizes) < 2:
+            sizes.update((row, nbytes) for _, row, nbytes, _ in done_rows(scheduler.expect(messages.Done)))
+        values = [[row, 1, sizes[row], [first.address]] for row in (0, 1)]
         calls = [(payload.mark(0), payload.mark(1))]
         scheduler.send(
             function_message(lambda a, b: len(a) + len(b), "g"),

@@ -105,6 +105,7 @@ class AgentModel:
         self.sent: deque[Any] = deque()
         self.to_peers: list[Any] = []
         self.fetches: list[events.FetchFrom] = []
+        self.given_up: list[events.GiveUpFetch] = []
         self.said: list[str] = []
         self.segments: set[str] = set()
         self.full = False
@@ -219,7 +220,7 @@ class AgentModel:
         match effect:
             case events.ToScheduler(message):
                 self.sent.append(message)
-            case events.ToPeer() | events.ServeSegment():
+            case events.ToPeer() | events.ServeSegment() | events.ServePiece():
                 self.to_peers.append(effect)
             case events.StartSlot(slot):
                 assert slot not in self.slots and slot not in self.starting
@@ -268,6 +269,8 @@ class AgentModel:
                 self.segments.difference_update(paths)
             case events.FetchFrom():
                 self.fetches.append(effect)
+            case events.GiveUpFetch():
+                self.given_up.append(effect)
             case events.Say(text):
                 self.said.append(text)
             case events.Close():

@@ -34,7 +34,7 @@ def _examples_of(annotation: Any) -> st.SearchStrategy[Any]:
 def _messages() -> st.SearchStrategy[Any]:
     kinds = []
     for kind in messages.CLASSES:
-        if kind not in (messages.ValueStream, messages.PutValue):
+        if kind not in (messages.ValueStream, messages.ValuePiece, messages.PutValue):
             hints = get_type_hints(kind)
             kinds.append(st.builds(kind, **{field: _examples_of(hints[field]) for field in kind._fields}))
     return st.one_of(kinds)

@@ -27,11 +27,12 @@ from cluster.scheduler.worker_losses import WorkerLosses
 from cluster.scheduler.worker_memory import WorkerMemory
 from cluster.scheduler.workers import WorkerRecord
 from cluster.session.machine import Session
+from cluster.simulation import agents
 from cluster.simulation.plan import Plan, draw_plan
 from cluster.simulation.workloads import Shape
 from cluster.simulation.world import simulate
 from cluster.wire import messages
-from cluster.worker import nesting
+from cluster.worker import nesting, pieces
 from cluster.worker.ledger import Ledger as AgentLedger
 from cluster.worker.nesting import Nesting
 from cluster.worker.queue import Assignment, ReadyQueue
@@ -133,6 +134,12 @@ def full_plan(seed: int) -> Plan:
     )  # fmt: skip
 
 
+def damaging_plan(seed: int) -> Plan:
+    """Values that go from worker to worker, and change on the way."""
+    plan = busy_plan(seed)
+    return replace(plan, damages=0.3, shape=replace(plan.shape, large=0.4), graph_size=12, agent_crashes=0.2)
+
+
 def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
     """How many seeds it takes to find a fault, and what was found."""
     for seed in range(SEEDS):
@@ -140,6 +147,14 @@ def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
         if fault:
             return seed + 1, fault
     pytest.fail(f"the planted fault was not found in {SEEDS} seeds")
+
+
+# ------------------------------------------------------------------ between agents
+
+
+def accepts_damaged_values(patch: pytest.MonkeyPatch) -> None:
+    for module in (pieces, agents):
+        patch.setattr(module, "agree", lambda announced, counted: True)
 
 
 # ------------------------------------------------------------------ the scheduler
@@ -448,6 +463,7 @@ def session_lets_go_too_early(patch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
+    (accepts_damaged_values, damaging_plan),
     (accepts_stale_completions, busy_plan),
     (counts_a_recall_without_its_list, lambda seed: replace(draw_plan(Random(seed)), check_every=1)),
     (splits_arguments_off_by_one, busy_plan),
