@@ -138,6 +138,8 @@ class PeerServer:
 
     def _begin_piece(self, connection: Connection, effect: ServePiece) -> OutgoingPiece:
         piece = OutgoingPiece(effect)
+        if self._fast_paths and not connection.encrypted:
+            self._store.mark_shown(effect.path)  # it goes by `sendfile`
         if connection.encrypted:
             piece.checksum = NO_CHECKSUM
         elif _is_being_counted(piece):

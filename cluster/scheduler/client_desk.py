@@ -18,6 +18,7 @@ from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import NOBODY
 from cluster.scheduler.scatters import Scatters
+from cluster.scheduler.spreads import SPREAD_FROM_BYTES
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
@@ -300,7 +301,13 @@ class ClientDesk:
         if not workers:
             return  # pushed when a task needs it
         for place, row in enumerate(range(run.start, run.start + run.count)):
-            targets = workers if message.placement == "broadcast" else [workers[place % len(workers)]]
+            if message.placement != "broadcast":
+                targets = [workers[place % len(workers)]]
+            elif self.ledger.table.nbytes[row] > SPREAD_FROM_BYTES:
+                self.placement.spreading.broadcast(row, workers)
+                continue
+            else:
+                targets = workers
             for worker in targets:
                 self.placement.order_push(row, worker)
 
@@ -333,6 +340,7 @@ class ClientDesk:
 
     def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
         del self.ledger.pushing[row][worker.index]
+        self.placement.spreading.failed(row, worker)
         failure = self.ledger.failure(row, "lost", "ValueLost", text, worker=worker.name, remedy=remedy)
         table = self.ledger.table
         takers = list(table.dependents(row))

@@ -15,6 +15,7 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.questions import Questions
+from cluster.scheduler.spreads import SPREAD_FROM_BYTES
 from cluster.scheduler.table import FINISHED
 from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
@@ -53,7 +54,11 @@ class Copies:
         waiting.append(copied)
         if len(waiting) > 1:
             return
-        if holders:
+        if holders and table.nbytes[row] > SPREAD_FROM_BYTES:
+            addresses = self.placement.spreading.sources(row, worker)
+            if addresses:  # else it waits for its turn
+                ledger.send(worker.peer, messages.Fetch([[row, attempt, table.nbytes[row], addresses]]))
+        elif holders:
             addresses = [ledger.workers[index].address for index in holders]
             ledger.send(worker.peer, messages.Fetch([[row, attempt, table.nbytes[row], addresses]]))
         else:  # only its client has it

@@ -522,6 +522,8 @@ def _fetch(ledger: Ledger, row: int, attempt: int, nbytes: int, address: str) ->
     name = ledger.key(row) if known else "an input"
     if address:
         return f"{name} ({format_bytes(nbytes)} from {address})"
+    if known and row in ledger.spreads:
+        return f"{name} ({format_bytes(nbytes)}, which few workers are given at a time)"
     client = f" {ledger.run(row).client.name}" if known else ""
     return f"{name} ({format_bytes(nbytes)}, which its client{client} sends)"
 

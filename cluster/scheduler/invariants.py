@@ -116,7 +116,7 @@ def check_empty(ledger: Ledger) -> None:
     _expect(table.rows_used == 0, f"{table.rows_used} rows are still in use")
     for name in (
         "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "suspects", "contains",
-        "kept_rows", "aliases_of", "pushing", "locating", "deferred", "parents", "actors",
+        "kept_rows", "aliases_of", "pushing", "spreads", "locating", "deferred", "parents", "actors",
     ):  # fmt: skip
         kept = getattr(ledger, name)
         _expect(not kept, f"ledger.{name} still has {len(kept)} entries: {kept}")
@@ -535,6 +535,15 @@ def _check_side_tables(ledger: Ledger, live: list[int]) -> None:
         known = row in rows and ledger.run(row).offered and table.state[row] == FINISHED
         _expect(known, f"row {row} is being pushed, and is no offered value")
         _expect(all(index in ledger.workers for index in under_way), f"row {row} is pushed to workers that are gone")
+    for row, spread in ledger.spreads.items():
+        _expect(row in rows and table.state[row] == FINISHED, f"row {row} spreads, and has no value")
+        members = {*spread.under_way, *spread.waiting}
+        _expect(bool(members), f"row {row} is said to spread, and nobody gets it")
+        _expect(len(members) == len(spread.under_way) + len(spread.waiting), f"some wait for row {row} and get it")
+        _expect(all(index in ledger.workers for index in members), f"row {row} spreads to workers that are gone")
+        living = [index for index in table.holders(row) if not ledger.workers[index].lost]
+        idle = bool(spread.waiting and living and not spread.under_way)
+        _expect(not idle, f"the workers {list(spread.waiting)} wait for row {row}, and nobody is given it")
     for row in ledger.locating:
         ending = row in rows and table.state[row] in UNFINISHED
         if not ending:

@@ -21,6 +21,7 @@ from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.history import History
 from cluster.scheduler.nesting import Parent
 from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
+from cluster.scheduler.spreads import Spread
 from cluster.scheduler.suspects import SuspectLane, Suspicion
 from cluster.scheduler.table import FINISHED, OWNER_WANTS, READY, Run, Table
 from cluster.scheduler.workers import COROUTINES, GrantRecord, WorkerRecord
@@ -129,6 +130,7 @@ class Ledger:
         self.kept_rows: dict[int, int] = {}  # row -> values kept under names (`coordination.py`) with futures of it
         self.aliases_of: dict[int, list[tuple[ClientRecord, int]]] = {}  # row -> other clients' numbers for it
         self.pushing: dict[int, dict[int, int]] = {}  # offered row -> worker index -> push orders sent
+        self.spreads: dict[int, Spread] = {}  # row -> whom its large value is being copied to, and who waits for it
         self.locating: dict[int, list[Any]] = {}  # row -> location requests that wait for it
         self.parents: dict[int, Parent] = {}  # row of a running task -> what is known of it that is of a parent
         self.actors: dict[int, ActorRecord] = {}  # row of an actor's creation -> where it lives, and who calls it
@@ -345,6 +347,7 @@ class Ledger:
             or self.aliases_of
             or self.locating
             or self.pushing
+            or self.spreads
             or self.table.replicas
             or self.failed_runs
             or self.deaths

@@ -497,8 +497,13 @@ class Lifecycle:
 
     def _stop_pushing(self, row: int) -> None:
         """A worker that is still sent the value will not need it."""
-        for worker_index in self.ledger.pushing.pop(row, ()):
-            self.ledger.order_free(worker_index, self.ledger.table.attempt[row], row)
+        ledger, attempt = self.ledger, self.ledger.table.attempt[row]
+        for worker_index in ledger.pushing.pop(row, ()):
+            ledger.order_free(worker_index, attempt, row)
+        spread = ledger.spreads.pop(row, None)
+        if spread is not None:
+            for worker_index in (*spread.under_way, *spread.waiting):
+                ledger.order_free(worker_index, attempt, row)
 
     def _drop_contained(self, row: int) -> None:
         for inside in self.ledger.contains.pop(row, ()):
@@ -524,7 +529,14 @@ class Lifecycle:
                     self._unneeded.append(source)
         if ledger.suspects:
             ledger.acquit(row)
-        for facts in (ledger.failures, ledger.failed_runs, ledger.deaths, ledger.missed, ledger.pushing):
+        for facts in (
+            ledger.failures,
+            ledger.failed_runs,
+            ledger.deaths,
+            ledger.missed,
+            ledger.pushing,
+            ledger.spreads,
+        ):
             if facts:
                 facts.pop(row, None)
         if row in ledger.locating:

@@ -208,7 +208,10 @@ class Scheduler:
                 desk.held(worker, message.values)
                 self.copies.held(worker, message.values)
             case messages.FetchFailed():
+                desk.fetch_failed(worker, message)
                 self.copies.failed(worker, message)
+            case messages.DropReplicas():
+                desk.drop_replicas(worker, message)
             case messages.ValueDamaged():
                 desk.damaged(worker, message)
             case messages.AgentHeartbeat():

@@ -22,6 +22,8 @@ from cluster.scheduler.admission import Admission
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Bucket, Lane
 from cluster.scheduler.sizes import SMALL_BYTES
+from cluster.scheduler.spreading import Spreading
+from cluster.scheduler.spreads import SPREAD_FROM_BYTES
 from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, is_kept_apart, moving_pays
 from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
@@ -50,6 +52,7 @@ class Placement:
         self.actors = actors
         self.admission = Admission(ledger)
         self.full: dict[int, WorkerRecord] = {}  # idle or roomy but for their memory: nothing was admitted there
+        self.spreading = Spreading(ledger, self.order_push)
         self.idle: dict[int, WorkerRecord] = {}  # with a free slot, longest idle first
         self.roomy: dict[int, WorkerRecord] = {}  # all slots taken, less than half the lead granted
         self.surplus: dict[int, WorkerRecord] = {}  # with more granted tasks than slots
@@ -385,11 +388,16 @@ class Placement:
             addresses = ledger.workers[holder].addresses
         else:
             addresses = [ledger.workers[index].address for index in table.holders(source)]
-        if ledger.run(source).offered and worker.address not in addresses:
+        if worker.address in addresses:
+            pass
+        elif ledger.run(source).offered:
             # Its client pushes it: agents hold a copy as well perhaps, but the client's is nearest to this host's
             # memory.
-            self.order_push(source, worker)
+            if not self.spreading.expects(source, worker):
+                self.order_push(source, worker)
             addresses = []
+        elif table.nbytes[source] > SPREAD_FROM_BYTES:
+            addresses = self.spreading.sources(source, worker)
         nbytes = table.nbytes[source]
         if nbytes > SMALL_BYTES and holder != worker.index and worker.index not in table.holders(source):
             worker.memory.expect(source, nbytes)

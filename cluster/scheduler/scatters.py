@@ -64,13 +64,13 @@ class Scatters:
 
     def look(self) -> None:
         """Answer those whose pushes have ended. Each row is looked at until it is there, and then no more."""
-        table, pushing = self.ledger.table, self.ledger.pushing
+        table, pushing, spreads = self.ledger.table, self.ledger.pushing, self.ledger.spreads
         for scatter in list(self._under_way):
             rows = scatter.rows
             while rows:
                 row, identity = rows[0]
                 run = table.run_of[row]
-                if run is not None and run.identity == identity and pushing.get(row):
+                if run is not None and run.identity == identity and (pushing.get(row) or row in spreads):
                     break
                 rows.popleft()
             if not rows:

@@ -358,7 +358,29 @@ class WorkerDesk:
                 ledger.count_in(worker.index, nbytes)
             holdings.note(ledger, row)
             worker.memory.arrived(row)
+            self.placement.spreading.held(row, worker)
         self.placement.refresh(worker)
+
+    def drop_replicas(self, worker: WorkerRecord, message: messages.DropReplicas) -> None:
+        """A worker is short of memory: it may drop copies of what others hold, unless it is giving them to somebody."""
+        ledger, table = self.ledger, self.ledger.table
+        allowed: list[int] = []
+        for position in range(0, len(message.values), 2):
+            row, attempt = message.values[position : position + 2]
+            if not self._is_known_value(row, attempt) or worker.index not in table.holders(row):
+                continue
+            run = ledger.run(row)
+            others = any(not ledger.workers[index].lost for index in table.holders(row) if index != worker.index)
+            elsewhere = others or (run.offered and run.client.connected)
+            if elsewhere and not run.makes_actor and not self.placement.spreading.gives(row, worker):
+                self.lifecycle.drop_replica(row, worker.index, f"worker {worker.name} let its copy go")
+                allowed += (row, attempt)
+        ledger.send(worker.peer, messages.DropAllowed(message.values, allowed))
+
+    def fetch_failed(self, worker: WorkerRecord, message: messages.FetchFailed) -> None:
+        """A worker could not get a copy: whoever waits behind it comes next."""
+        if self._is_known_value(message.row, message.attempt):
+            self.placement.spreading.failed(message.row, worker)
 
 
 def _told(details: dict[str, Any]) -> str:

@@ -63,6 +63,7 @@ class WorkerLosses:
             self.lifecycle.nesting.end_suspension(worker, attempt, row)
         for under_way in ledger.pushing.values():
             under_way.pop(worker.index, None)
+        self.placement.spreading.worker_lost(worker)
         for row in self.lifecycle.actors.living_at(worker.index):
             self.lifecycle.lose_actor(row, f"its worker {worker.name} was lost")
         self._under_way.append(self._dismantle(worker, charges))

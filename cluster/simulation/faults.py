@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cluster.worker import events
+
 if TYPE_CHECKING:
     from cluster.simulation.agents import AgentProcess
     from cluster.simulation.world import World
@@ -28,6 +30,7 @@ class Faults:
             ("drain", plan.drains, self._drain),
             ("broken link", plan.broken_links, self._break_link),
             ("congestion", plan.congestions, self._congest),
+            ("short memory", plan.short_memories, self._shorten_memory),
             ("client crash", plan.client_crashes, self._crash_client),
         ]
         self._random = {name: world.random_of(name) for name, _, _ in kinds}
@@ -99,6 +102,13 @@ class Faults:
         if agent is not None:
             self._count()
             agent.lose_a_link()
+
+    def _shorten_memory(self) -> None:
+        agent = self._agent()
+        if agent is not None and agent.machine.supply.replicas.droppable_bytes:
+            self._count()
+            agent.machine.supply.replicas.let_go(self._random[self._name].choice((1, 1 << 40)))
+            agent.feed(events.Tick())
 
     def _congest(self) -> None:
         random = self._random[self._name]

@@ -45,6 +45,7 @@ class Plan:
     stalls: float = 0.0  # nothing passes between an agent or a client and the scheduler for a while
     drains: float = 0.0
     broken_links: float = 0.0
+    short_memories: float = 0.0  # an agent lets go of copies
     damages: float = 0.0  # the chance of a value to change on its way between agents
     congestions: float = 0.0
     client_crashes: float = 0.0
@@ -174,4 +175,4 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     limit = random.choice((1 << 32, 1 << 32, 1 << 30, 1 << 28))
     shape = replace(plan.shape, memory=chance(0.2, 0.05, 0.3))
     plan = replace(plan, shape=shape, memory_limit_bytes=limit)
-    return replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty)
+    return replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty, short_memories=chance(0.2, 1.0, 50.0))

@@ -338,6 +338,14 @@ class ValueDamaged(NamedTuple):
     address: str
 
 
+class DropReplicas(NamedTuple):
+    """Memory is short: may these copies go, which no granted task needs? Flat `[row, attempt, …]`; answered by
+    DropAllowed."""
+
+    epoch: int
+    values: list[int]
+
+
 class AgentHeartbeat(NamedTuple):
     """Every second; an agent silent for ten is taken for dead. `report` holds plain figures (memory, slots …)."""
 
@@ -420,6 +428,14 @@ class Free(NamedTuple):
     """Nobody needs these values: flat `[attempt, first row, count, …]`."""
 
     values: list[int]
+
+
+class DropAllowed(NamedTuple):
+    """The answer to DropReplicas: what was asked, and those that may go, flat `[row, attempt, …]`. The scheduler counts
+    on these no more; what a task needs after all is kept, and told by Held."""
+
+    asked: list[int]
+    allowed: list[int]
 
 
 class Fetch(NamedTuple):
@@ -692,5 +708,5 @@ CLASSES: tuple[type[Any], ...] = (
     EndActor, ActorEnded,
     HostProbe, HostProof, ValueSegment,
     Relay, Relayed, RelayData,
-    GetPiece, ValuePiece, ValueDamaged,
+    GetPiece, ValuePiece, ValueDamaged, DropReplicas, DropAllowed,
 )  # fmt: skip

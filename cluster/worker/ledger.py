@@ -73,6 +73,10 @@ class Ledger:
         """The assignment of that attempt, as long as a task of it is not answered for."""
         return self._assignments.get(attempt)
 
+    def needed_values(self) -> set[int]:
+        """The keys of all values that tasks take which are not answered for."""
+        return {entry[1] << 32 | entry[0] for each in self._assignments.values() for entry in each.values}
+
     def succeeded(
         self,
         assignment: Assignment,

@@ -247,6 +247,8 @@ class Agent:
                 self._stop(names, now)
             case messages.Fetch(values):
                 self.supply.order(values)
+            case messages.DropAllowed():
+                self.supply.drop_replicas(message)
             case messages.WorkerWelcome(epoch):
                 self._ledger.epoch = epoch
                 if not self.welcomed:

@@ -23,6 +23,7 @@ from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.pieces import PIECE_LIMIT_BYTES
 from cluster.worker.queue import Assignment, ReadyQueue
+from cluster.worker.replicas import Replicas
 from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
 
 __all__ = ["Supply"]
@@ -72,6 +73,7 @@ class Supply:
         self._fetching = Fetching(own_address)
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
         self._arrivals: dict[int, Arrival] = {}
+        self.replicas = Replicas(ledger)
         self._held: list[int] = []
         self._freed: deque[tuple[int, int, int]] = deque()  # attempt, first row, count: not forgotten yet
 
@@ -89,6 +91,8 @@ class Supply:
         count = len(assignment.rows)
         missing: dict[int, Want] = {}
         held = self.values
+        if len(self.replicas):
+            self.replicas.needed(value_key(entry[1], entry[0]) for entry in assignment.values)
         for position, entry in enumerate(assignment.values):
             if value_key(entry[1], entry[0]) not in held:
                 missing[position] = self._fetching.want(entry)
@@ -204,6 +208,16 @@ class Supply:
             want.ordered = True
             self._check_hopeless(want)
 
+    def drop_replicas(self, message: messages.DropAllowed) -> None:
+        """Let copies go, as the scheduler allows, that no task needs by now."""
+        self.finish_freeing()
+        dropped, kept = self.replicas.answered(message)
+        for key in dropped:
+            self.free([key >> 32, key & 0xFFFFFFFF, 1])
+        self.finish_freeing()
+        for key in kept:
+            self._held += (key & 0xFFFFFFFF, key >> 32, self.replicas.size(key))
+
     def segment_created(self, request: int, path: str) -> None:
         """The segment for a value that came as bytes is there, with the bytes in it."""
         arrival = self._arrivals.pop(request)
@@ -275,6 +289,8 @@ class Supply:
                 count = rows
             rows -= count
             paths += (segment.path for _, segment in self.values.remove(attempt, first, count))
+            if len(self.replicas):
+                self.replicas.gone(range(value_key(attempt, first), value_key(attempt, first) + count))
             if len(self._fetching):
                 self._end_wants(attempt, first, count)
         if paths:
@@ -290,6 +306,7 @@ class Supply:
     def finish_event(self) -> None:
         """Say what has come and ask for what is missing; called once at the end of each event."""
         self.finish_freeing(_ROWS_FREED_AN_EVENT)
+        self.replicas.finish_event()
         if self._held and self._ledger.epoch:  # a client may be faster than the scheduler's welcome
             self._ledger.send(messages.Held(self._ledger.epoch, self._held))
             self._held = []
@@ -314,6 +331,7 @@ class Supply:
 
     def _now_held(self, peer: int, row: int, attempt: int, nbytes: int) -> None:
         self._held += (row, attempt, nbytes)
+        self.replicas.came(value_key(attempt, row), nbytes)
         if peer != _NOBODY:
             self._ledger.effects.append(ToPeer(peer, messages.PutDone(row, attempt, "")))
         want = self._fetching.forget(value_key(attempt, row))
@@ -339,7 +357,7 @@ class Supply:
         row, attempt = want.row, want.attempt
         if want.begun:
             self._ledger.effects.append(GiveUpFetch(row, attempt))
-        if want.ordered:
+        if want.ordered or want.begun:
             self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, address, reason))
         for assignment, index in want.waiting:
             if self.stop_waiting(assignment, index):

@@ -93,6 +93,7 @@ def test_the_only_holder_is_asked_again_until_that_was_too_often() -> None:
         damaged(model, A)
         model.expect(messages.ValueDamaged)
     assert [fetch.address for fetch in model.fetches] == [A, A, A]
+    model.expect(messages.FetchFailed)
     failed = model.expect(messages.RunFailed)
     assert (failed.kind, failed.details["address"]) == ("missing", A)
     assert model.given_up == [events.GiveUpFetch(5, 1)]
@@ -102,6 +103,7 @@ def test_no_room_fails_the_task_and_blames_no_holder() -> None:
     model = wanting(A, B)
     model.feed(events.ValueNotFetched(A, 5, 1, "the store is full", "full"))
     assert [fetch.address for fetch in model.fetches] == [A]
+    model.expect(messages.FetchFailed)
     failed = model.expect(messages.RunFailed)
     assert (failed.kind, failed.details["address"]) == ("missing", "")
     assert "the store is full" in failed.details["message"]
@@ -111,6 +113,7 @@ def test_a_value_that_is_freed_on_its_way_is_given_up() -> None:
     model = wanting(A)
     model.tell(messages.Free([1, 5, 1]))
     assert model.given_up == [events.GiveUpFetch(5, 1)]
+    model.expect(messages.FetchFailed)
     assert model.expect(messages.RunFailed).kind == "missing"
 
 

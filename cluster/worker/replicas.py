@@ -1,0 +1,92 @@
+"""Copies of values that were made elsewhere: which of them could go, and the scheduler's leave to let them go.
+
+A copy that no granted task needs is the first to go when memory is short. Only the scheduler knows whether another
+copy is left, so it is asked; and it may have granted a task that needs this one before it heard, so the agent looks
+once more when the answer comes, and if need be keeps the copy and says that it is still here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cluster.wire import messages
+from cluster.worker.ledger import Ledger
+from cluster.worker.values import value_key
+
+__all__ = ["Replicas"]
+
+_ROW_MASK = (1 << 32) - 1
+
+
+class Replicas:
+    """The copies that an agent holds, the one that was needed longest ago first."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._sizes: dict[int, int] = {}  # by the value's key
+        self._asked: dict[int, None] = {}  # of these the scheduler was asked
+        self._short_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def came(self, key: int, nbytes: int) -> None:
+        """A copy has come."""
+        self._sizes[key] = nbytes
+
+    def needed(self, keys: Iterable[int]) -> None:
+        """A task was granted that takes these values."""
+        for key in keys:
+            nbytes = self._sizes.pop(key, None)
+            if nbytes is not None:
+                self._sizes[key] = nbytes
+
+    def gone(self, keys: Iterable[int]) -> None:
+        """These values are held no more."""
+        for key in keys:
+            self._sizes.pop(key, None)
+            self._asked.pop(key, None)
+
+    @property
+    def droppable_bytes(self) -> int:
+        """How much room copies take that no granted task needs."""
+        return sum(self._sizes[key] for key in self._droppable())
+
+    def let_go(self, nbytes: int) -> None:
+        """Memory is short by so much: at the end of this event, ask leave to drop copies that nobody needs here."""
+        self._short_bytes = max(self._short_bytes, nbytes)
+
+    def finish_event(self) -> None:
+        """Ask the scheduler, if memory is short."""
+        if not self._short_bytes or not self._ledger.epoch:
+            return
+        names: list[int] = []
+        for key in self._droppable():
+            if self._short_bytes <= 0:
+                break
+            self._short_bytes -= self._sizes[key]
+            self._asked[key] = None
+            names += (key & _ROW_MASK, key >> 32)
+        self._short_bytes = 0
+        if names:
+            self._ledger.send(messages.DropReplicas(self._ledger.epoch, names))
+
+    def answered(self, message: messages.DropAllowed) -> tuple[list[int], list[int]]:
+        """The scheduler has answered: the keys of the copies to drop now, and of those that are needed after all."""
+        for key in _keys(message.asked):
+            self._asked.pop(key, None)
+        needed = self._ledger.needed_values()
+        allowed = [key for key in _keys(message.allowed) if key in self._sizes]
+        return [key for key in allowed if key not in needed], [key for key in allowed if key in needed]
+
+    def size(self, key: int) -> int:
+        """The size of a copy."""
+        return self._sizes[key]
+
+    def _droppable(self) -> list[int]:
+        needed = self._ledger.needed_values()
+        return [key for key in self._sizes if key not in needed and key not in self._asked]
+
+
+def _keys(names: list[int]) -> list[int]:
+    return [value_key(attempt, row) for row, attempt in zip(names[::2], names[1::2], strict=True)]
