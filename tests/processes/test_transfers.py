@@ -380,6 +380,23 @@ def test_a_value_comes_from_a_worker_as_it_is_there(holder: RealHolder, tmp_path
     holder.run(tmp_path, scenario)
 
 
+def test_pages_that_were_sent_are_not_used_for_another_value(
+    holder: RealHolder, scheduler: PlayedScheduler, tmp_path: Path
+) -> None:
+    """Pages that `sendfile` has put into a socket's queue change with their file until the peer has read them."""
+    directory = Path(os.environ["CLUSTER__SHARED_MEMORY_DIRECTORY"])
+
+    async def scenario(receiver: Receiver) -> None:
+        holder.fetch(receiver)
+        await receiver.fetched()
+
+    with segments(directory)[0].open("rb") as before:
+        holder.run(tmp_path, scenario)
+        scheduler.send(messages.Free([1, 0, 1]), grant(2, [(LARGE_BYTES,)]))
+        scheduler.expect(messages.Done)
+        assert os.stat(before.fileno()).st_nlink == 0
+
+
 @pytest.mark.kills_processes
 def test_a_holder_that_is_killed_half_way_is_noticed_at_once(holder: RealHolder, tmp_path: Path) -> None:
     holder.at_first_piece = holder.process.kill

@@ -22,6 +22,7 @@ from cluster.scheduler.machine import Scheduler
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.orders import Orders
 from cluster.scheduler.ready import Bucket
+from cluster.scheduler.spreading import Spreading
 from cluster.scheduler.table import FINISHED, GRANTED, Table
 from cluster.scheduler.worker_losses import WorkerLosses
 from cluster.scheduler.worker_memory import WorkerMemory
@@ -140,6 +141,15 @@ def damaging_plan(seed: int) -> Plan:
     return replace(plan, damages=0.3, shape=replace(plan.shape, large=0.4), graph_size=12, agent_crashes=0.2)
 
 
+def popular_plan(seed: int) -> Plan:
+    """Large values that many workers need, and workers that let go of copies."""
+    drawn = draw_plan(Random(f"{seed} popular"))
+    return replace(
+        drawn, clients=1, workers=((1, 0.0),) * 6, late_workers=0, shape=Shape(large=0.8, functions=2), graph_size=20,
+        actions=6, check_every=5, fault_seconds=2.0, short_memories=20.0, agent_crashes=0.3, memory_limit_bytes=1 << 32,
+    )  # fmt: skip
+
+
 def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
     """How many seeds it takes to find a fault, and what was found."""
     for seed in range(SEEDS):
@@ -155,6 +165,24 @@ def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
 def accepts_damaged_values(patch: pytest.MonkeyPatch) -> None:
     for module in (pieces, agents):
         patch.setattr(module, "agree", lambda announced, counted: True)
+
+
+def forgets_who_waits_for_a_copy(patch: pytest.MonkeyPatch) -> None:
+    def held(self: Spreading, row: int, worker: WorkerRecord) -> None:
+        spread = self.ledger.spreads.get(row)
+        if spread is not None:
+            spread.under_way.pop(worker.index, None)
+            if not spread.under_way and not spread.waiting:
+                del self.ledger.spreads[row]
+
+    patch.setattr(Spreading, "held", held)
+
+
+def lets_the_last_copy_go(patch: pytest.MonkeyPatch) -> None:
+    def drop_replicas(self: worker_desk.WorkerDesk, worker: WorkerRecord, message: Any) -> None:
+        self.ledger.send(worker.peer, messages.DropAllowed(message.values, message.values))
+
+    patch.setattr(worker_desk.WorkerDesk, "drop_replicas", drop_replicas)
 
 
 # ------------------------------------------------------------------ the scheduler
@@ -464,6 +492,8 @@ def session_lets_go_too_early(patch: pytest.MonkeyPatch) -> None:
 
 PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (accepts_damaged_values, damaging_plan),
+    (forgets_who_waits_for_a_copy, popular_plan),
+    (lets_the_last_copy_go, popular_plan),
     (accepts_stale_completions, busy_plan),
     (counts_a_recall_without_its_list, lambda seed: replace(draw_plan(Random(seed)), check_every=1)),
     (splits_arguments_off_by_one, busy_plan),
