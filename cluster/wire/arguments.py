@@ -12,11 +12,13 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
+
 from cluster.errors import ClusterError, SerializationError
 from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import Mark, dumps, input_at, inputs_at
-from cluster.wire.pickling import ValuePickler
+from cluster.wire.pickling import FULL_AFTER_FAILURE, MAIN, SMALLEST_WITH_CLASS_BYTES, ValuePickler
 from cluster.wire.unpicklable import SizeProbe, serialization_error
 
 LARGE_BYTES = 65536
@@ -101,12 +103,12 @@ class _Blob:
 class _ArgumentPickler(ValuePickler):
     """Turns futures into marks, each future of a call into one dependency."""
 
-    def __init__(self, blob: _Blob) -> None:
+    def __init__(self, blob: _Blob, plain: bool = False) -> None:
         self.noted: list[Noted] = []
         self.positions: dict[Any, int] = {}
         self.in_band_bytes = 0
         self.limit_bytes = LARGE_BYTES
-        super().__init__(blob, self._keep_in_band)
+        super().__init__(blob, self._keep_in_band, plain)
 
     def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
         self.touched = True
@@ -139,7 +141,7 @@ class _ArgumentPickler(ValuePickler):
         return super().reduce_array(array)
 
     def clear(self) -> None:
-        self.clear_memo()
+        self.forget_memo()
         self.noted = []
         self.positions = {}
         self.in_band_bytes = 0
@@ -153,7 +155,17 @@ class ArgumentPacker:
     With `copies`, a snapshot is taken of large arguments in each call.
     """
 
-    __slots__ = ("_blob", "_clear_memo", "_data", "_large", "_pickler", "_write_pickle", "copies", "offsets")
+    __slots__ = (
+        "_blob",
+        "_clear_memo",
+        "_data",
+        "_full_left",
+        "_large",
+        "_pickler",
+        "_write_pickle",
+        "copies",
+        "offsets",
+    )
 
     def __init__(self, copies: bool = False) -> None:
         self.copies = copies
@@ -162,14 +174,16 @@ class ArgumentPacker:
         self.offsets = array("I", (0,))
         # By identity, so that what many calls share is measured once; each entry keeps its object alive.
         self._large: dict[int, LargeArgument] = {}
+        self._full_left = 0
         self._pickler = _ArgumentPickler(self._blob)
         self._renew()
 
-    def _renew(self) -> None:
+    def _renew(self, full: bool = False) -> None:
         self._pickler.clear()  # it refers to itself, and would hold the arguments until garbage is collected
-        self._pickler = _ArgumentPickler(self._blob)
+        by_value = cloudpickle.list_registry_pickle_by_value()
+        self._pickler = _ArgumentPickler(self._blob, plain=not (full or self._full_left or by_value))
         self._write_pickle = self._pickler.write_pickle
-        self._clear_memo = self._pickler.clear_memo
+        self._clear_memo = self._pickler.forget_memo
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -189,6 +203,8 @@ class ArgumentPacker:
         self._data.clear()
         del self.offsets[1:]
         self._large.clear()
+        if not (self._full_left or self._pickler.plain):
+            self._renew()
         return taken
 
     def add(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> Sequence[Noted]:
@@ -198,6 +214,8 @@ class ArgumentPacker:
         """
         data = self._data
         start = len(data)
+        if not start and self._pickler.plain and self._pickler.is_stale():
+            self._renew()
         try:
             self._write_pickle(positional if keywords is None else (positional, keywords))
         except _TooLarge:
@@ -205,11 +223,19 @@ class ArgumentPacker:
             return self._add_large(positional, keywords)
         except BaseException as error:
             del data[start:]
+            if self._pickler.plain and isinstance(error, Exception):
+                return self._add_in_full(positional, keywords)
             self._renew()
             if isinstance(error, Exception):
                 raise _call_error(positional, keywords, error) from error
             raise
         end = len(data)
+        if end - start >= SMALLEST_WITH_CLASS_BYTES:
+            if self._full_left:
+                self._full_left -= 1
+            elif data.find(MAIN, start) >= 0 and self._pickler.plain:
+                del data[start:]
+                return self._add_in_full(positional, keywords)
         self.offsets.append(end)
         if end - start > RENEWED_AFTER_BYTES:
             noted = self._pickler.noted
@@ -223,8 +249,14 @@ class ArgumentPacker:
         self._clear_memo()
         return _NOTHING
 
-    def _add_large(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None) -> Sequence[Noted]:
+    def _add_in_full(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None) -> Sequence[Noted]:
+        """Pack a call for which a plain pickler was of no use; some that follow are likely to be of that kind."""
+        self._full_left = FULL_AFTER_FAILURE
         self._renew()
+        return self.add(positional, keywords)
+
+    def _add_large(self, positional: tuple[Any, ...], keywords: dict[str, Any] | None) -> Sequence[Noted]:
+        self._renew(full=True)
         data, pickler = self._data, self._pickler
         start = len(data)
         self._blob.limit_bytes = pickler.limit_bytes = CALL_LIMIT_BYTES

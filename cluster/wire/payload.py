@@ -27,11 +27,20 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from mmap import mmap
+from types import FunctionType
 from typing import Any
 
 from cluster.errors import SerializationError
 from cluster.wire.encoded import Encoded, Reference
-from cluster.wire.pickling import OUT_OF_BAND_BYTES, Pieces, ValuePickler, register_future_type
+from cluster.wire.pickling import (
+    FULL_AFTER_FAILURE,
+    OUT_OF_BAND_BYTES,
+    SMALLEST_WITH_CLASS_BYTES,
+    Pieces,
+    ValuePickler,
+    names_main,
+    register_future_type,
+)
 from cluster.wire.unpicklable import closure_sizes, name_unpicklable, serialization_error
 
 __all__ = [
@@ -171,15 +180,15 @@ def actor_from(made_by: Any, name: str, methods: tuple[str, ...]) -> Any:
 class _WholeValuePickler(ValuePickler):
     """Keeps futures as futures, and notes them; takes buffers worth it out of the pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
         self.output = Pieces()
         self.buffers: list[memoryview] = []
         self.futures: list[Reference] = []
-        super().__init__(self.output, self._keep_in_band)
+        super().__init__(self.output, self._keep_in_band, plain)
 
     def forget(self) -> None:
         """Let go of all that it met. It refers to itself, so it lives until the collector comes, which may be long."""
-        self.clear_memo()
+        self.forget_memo()
         self.output.pieces.clear()
         self.buffers = []
 
@@ -201,11 +210,17 @@ class _WholeValuePickler(ValuePickler):
         return future_from, references
 
 
-# Making a pickler costs as much as pickling a small value ten times over. One that met nothing but small plain data is
-# used again; whoever pickles meanwhile (another thread, a value's own code) makes another.
+# Making a pickler costs as much as pickling a small value ten times over. A plain one that met nothing but small plain
+# data is used again; whoever pickles meanwhile (another thread, a value's own code) makes another.
 _idle_picklers: list[_WholeValuePickler] = []
 IDLE_PICKLERS_LIMIT = 4
 REUSED_UP_TO_BYTES = 4096
+
+
+class _Tries:
+    """How many values are still to be pickled without trying a plain pickler; a thread's miscount does no harm."""
+
+    full_left = 0
 
 
 def dumps(value: object, *, name: str = "value") -> Encoded:
@@ -216,28 +231,54 @@ def dumps(value: object, *, name: str = "value") -> Encoded:
     if type(value) in _PLAIN:
         data = pickle.dumps(value, 5)
         return Encoded([data], len(data), [])
+    if type(value) is not FunctionType:
+        if not _Tries.full_left:
+            encoded = _encode_plainly(value)
+            if encoded is not None:
+                return encoded
+            _Tries.full_left = FULL_AFTER_FAILURE
+        _Tries.full_left -= 1
+    pickler = _WholeValuePickler()
+    try:
+        pickler.write_pickle(value)
+        return _encoded(pickler)
+    except Exception as error:
+        raise serialization_error(value, error, name) from error
+    finally:
+        pickler.forget()
+
+
+def _encode_plainly(value: object) -> Encoded | None:
+    """Let a plain pickler try; None if that is of no use."""
     try:
         pickler = _idle_picklers.pop()
     except IndexError:
-        pickler = _WholeValuePickler()
+        pickler = _WholeValuePickler(plain=True)
     try:
         pickler.write_pickle(value)
-    except Exception as error:
+    except Exception:  # the other pickler may be able to, or says what is wrong
         pickler.forget()
-        raise serialization_error(value, error, name) from error
+        return None
+    pieces = pickler.output.pieces
+    may_name = len(pieces) > 1 or len(pieces[0]) >= SMALLEST_WITH_CLASS_BYTES
+    if may_name and (pickler.is_stale() or names_main(pieces)):
+        pickler.forget()
+        return None
+    encoded = _encoded(pickler)
+    reusable = not (pickler.touched or pickler.buffers) and encoded.nbytes <= REUSED_UP_TO_BYTES
+    if reusable and len(_idle_picklers) < IDLE_PICKLERS_LIMIT:
+        pickler.forget_memo()
+        pieces.clear()
+        _idle_picklers.append(pickler)
+    else:
+        pickler.forget()
+    return encoded
+
+
+def _encoded(pickler: _WholeValuePickler) -> Encoded:
     parts: list[bytes | memoryview] = list(pickler.output.pieces)
     nbytes = sum(map(len, parts))
-    if not (pickler.touched or pickler.buffers):
-        if nbytes <= REUSED_UP_TO_BYTES and len(_idle_picklers) < IDLE_PICKLERS_LIMIT:
-            pickler.clear_memo()
-            pickler.output.pieces.clear()
-            _idle_picklers.append(pickler)
-        else:
-            pickler.forget()
-        return Encoded(parts, nbytes, [])
-    encoded = _segment(parts, nbytes, pickler) if pickler.buffers else Encoded(parts, nbytes, pickler.futures)
-    pickler.forget()
-    return encoded
+    return _segment(parts, nbytes, pickler) if pickler.buffers else Encoded(parts, nbytes, pickler.futures)
 
 
 def _segment(pickled: list[bytes | memoryview], pickle_bytes: int, pickler: _WholeValuePickler) -> Encoded:

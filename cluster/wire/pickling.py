@@ -1,7 +1,9 @@
 """The pickler that values and arguments share: cloudpickle's, with futures noted and large data not copied.
 
-Functions and classes that cannot be imported elsewhere travel by value (cloudpickle). Plain data costs no Python call
-per object: the C pickler asks `reducer_override` only about instances of classes that it does not know itself.
+Functions and classes that cannot be imported elsewhere travel by value (cloudpickle). For that the C pickler asks
+`reducer_override` about every object whose class it does not know itself, at half a microsecond each. A pickler made
+`plain` does without: what needs care is in its table, by class. It either fails, or writes down by name what it should
+have taken along, and that shows (`names_main`): whoever pickles then does it again with one that is not plain.
 
 A future is recognised by its class. `register_future_type` is called by the module that defines the class, so this
 floor names nothing above it. What stands for a future on the way is its *reference*: a tuple of plain data that begins
@@ -20,6 +22,15 @@ from typing import Any, NamedTuple, Protocol
 import cloudpickle
 
 from cluster.wire.encoded import Reference
+
+SMALLEST_WITH_CLASS_BYTES = 24
+"""A shorter pickle names no class and no function."""
+FULL_AFTER_FAILURE = 50
+"""When a plain pickler was of no use, so many pickles are made without trying one."""
+MAIN = b"__main__"
+"""What is defined there is written by a plain pickler with this text; what else cannot be imported, it refuses."""
+_BEGINNINGS = frozenset({b"\x80", b"\x95"})
+"""How what a pickler writes begins, if it is not a large object itself: a pickle, or a frame of it."""
 
 OUT_OF_BAND_BYTES = 4096
 """Smaller buffers stay inside the pickle: mapping them would cost more than copying them."""
@@ -85,6 +96,14 @@ def is_importable(named: Any) -> bool:
     )
 
 
+def names_main(pieces: Sequence[Any]) -> bool:
+    """Might what a plain pickler wrote name a thing that is not found by that name elsewhere?
+
+    Large objects among the pieces are not looked through.
+    """
+    return any(type(piece) is bytes and piece[:1] in _BEGINNINGS and piece.find(MAIN) >= 0 for piece in pieces)
+
+
 class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle ships no types
     """Pickles into a sink; futures on the way are noted by `reduce_future`, which subclasses define.
 
@@ -93,10 +112,44 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
 
     dispatch_table = _DispatchTable()
 
-    def __init__(self, sink: Sink, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> None:
+    def __init__(
+        self, sink: Sink, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None, plain: bool = False
+    ) -> None:
         super().__init__(sink, 5, buffer_callback)
         self.touched = False
-        self.write_pickle: Callable[[object], None] = super(cloudpickle.Pickler, self).dump
+        self.plain = plain
+        self._known = len(_future_types), dict(copyreg.dispatch_table) if plain else {}
+        pickler: Any = self._plain_pickler(sink, buffer_callback) if plain else super(cloudpickle.Pickler, self)
+        self.write_pickle: Callable[[object], None] = pickler.dump
+        self.forget_memo: Callable[[], None] = pickler.clear_memo
+
+    def _plain_pickler(
+        self, sink: Sink, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None
+    ) -> pickle.Pickler:
+        pickler = pickle.Pickler(sink, 5, buffer_callback=buffer_callback)
+        table: dict[type[Any], Any] = {**copyreg.dispatch_table, **_cloudpickle_reducers}
+        table.update(dict.fromkeys(_future_types, self._reduce_known_future))
+        if "numpy" in sys.modules:
+            table[sys.modules["numpy"].ndarray] = self._reduce_plain_array
+        pickler.dispatch_table = table
+        return pickler
+
+    def is_stale(self) -> bool:
+        """Has a way to pickle some class been registered since this plain pickler's table was made?"""
+        return (
+            self._known[1] != copyreg.dispatch_table
+            or self._known[0] != len(_future_types)
+            or bool(cloudpickle.list_registry_pickle_by_value())
+        )
+
+    def _reduce_known_future(self, obj: Any) -> Any:
+        self.touched = True
+        references, sequence = _future_types[type(obj)]
+        return self.reduce_future(references(obj), sequence)
+
+    def _reduce_plain_array(self, array: Any) -> Any:
+        reduced = self.reduce_array(array)
+        return array.__reduce_ex__(5) if reduced is NotImplemented else reduced
 
     def reduce_future(self, references: Any, sequence: bool) -> Any:
         raise NotImplementedError
@@ -104,10 +157,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
     def reducer_override(self, obj: Any) -> Any:
         """Called by the C pickler for each object of a class that is not built in."""
         kind = type(obj)
-        future = _future_types.get(kind)
-        if future is not None:
-            self.touched = True
-            return self.reduce_future(future.references(obj), future.sequence)
+        if kind in _future_types:
+            return self._reduce_known_future(obj)
         if kind is FunctionType or issubclass(kind, type):
             if is_importable(obj):
                 return NotImplemented
