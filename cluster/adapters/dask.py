@@ -15,6 +15,7 @@ import dask
 from dask._task_spec import Alias, DataNode, GraphNode, Task, convert_legacy_graph
 from dask.utils import key_split
 
+from cluster.adapters.dask_locks import share_locks
 from cluster.adapters.dask_tasks import Conversion
 from cluster.client.client import Client
 from cluster.client.future import Future
@@ -173,3 +174,6 @@ def _flat(keys: Any) -> list[Hashable]:
 def _shaped(keys: Any, made: Mapping[Hashable, Any]) -> Any:
     """The values in the shape of the keys, with tuples for lists, as Dask's own schedulers give them."""
     return tuple(_shaped(member, made) for member in keys) if type(keys) is list else made[keys]
+
+
+share_locks()

@@ -17,7 +17,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cloudpickle
 
@@ -52,12 +52,8 @@ class Pieces:
         self.write: Callable[[Any], object] = self.pieces.append
 
 
-class _FutureType(NamedTuple):
-    references: Callable[[Any], Any]
-    sequence: bool
-
-
-_future_types: dict[type[Any], _FutureType] = {}
+_known: dict[type[Any], Callable[[ValuePickler, Any], Any]] = {}
+"""What is special in this library's pickles, by its class: how it is reduced."""
 
 
 def register_future_type(
@@ -72,7 +68,17 @@ def register_future_type(
     instance stands in an argument, the task sees the value (or a list of values); where it stands in a value, whoever
     loads the value gets a future made from the reference again (see `payload.loads`).
     """
-    _future_types[kind] = _FutureType(references, sequence)
+
+    def reduce(pickler: ValuePickler, instance: Any) -> Any:
+        pickler.touched = True
+        return pickler.reduce_future(references(instance), sequence)
+
+    _known[kind] = reduce
+
+
+def register_reducer(kind: type[Any], reduce: Callable[[Any], tuple[Any, ...]]) -> None:
+    """Have instances of exactly this class pickled by `reduce(instance)`, as by `__reduce__`, in this library only."""
+    _known[kind] = lambda pickler, instance: reduce(instance)
 
 
 _cloudpickle_reducers: dict[Any, Any] = cloudpickle.Pickler._dispatch_table
@@ -118,7 +124,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
         super().__init__(sink, 5, buffer_callback)
         self.touched = False
         self.plain = plain
-        self._known = len(_future_types), dict(copyreg.dispatch_table) if plain else {}
+        self._made_from = len(_known), dict(copyreg.dispatch_table) if plain else {}
         pickler: Any = self._plain_pickler(sink, buffer_callback) if plain else super(cloudpickle.Pickler, self)
         self.write_pickle: Callable[[object], None] = pickler.dump
         self.forget_memo: Callable[[], None] = pickler.clear_memo
@@ -128,7 +134,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
     ) -> pickle.Pickler:
         pickler = pickle.Pickler(sink, 5, buffer_callback=buffer_callback)
         table: dict[type[Any], Any] = {**copyreg.dispatch_table, **_cloudpickle_reducers}
-        table.update(dict.fromkeys(_future_types, self._reduce_known_future))
+        table.update(dict.fromkeys(_known, self._reduce_known))
         if "numpy" in sys.modules:
             table[sys.modules["numpy"].ndarray] = self._reduce_plain_array
         pickler.dispatch_table = table
@@ -137,15 +143,13 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
     def is_stale(self) -> bool:
         """Has a way to pickle some class been registered since this plain pickler's table was made?"""
         return (
-            self._known[1] != copyreg.dispatch_table
-            or self._known[0] != len(_future_types)
+            self._made_from[1] != copyreg.dispatch_table
+            or self._made_from[0] != len(_known)
             or bool(cloudpickle.list_registry_pickle_by_value())
         )
 
-    def _reduce_known_future(self, obj: Any) -> Any:
-        self.touched = True
-        references, sequence = _future_types[type(obj)]
-        return self.reduce_future(references(obj), sequence)
+    def _reduce_known(self, obj: Any) -> Any:
+        return _known[type(obj)](self, obj)
 
     def _reduce_plain_array(self, array: Any) -> Any:
         reduced = self.reduce_array(array)
@@ -157,8 +161,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
     def reducer_override(self, obj: Any) -> Any:
         """Called by the C pickler for each object of a class that is not built in."""
         kind = type(obj)
-        if kind in _future_types:
-            return self._reduce_known_future(obj)
+        if kind in _known:
+            return self._reduce_known(obj)
         if kind is FunctionType or issubclass(kind, type):
             if is_importable(obj):
                 return NotImplemented

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from dask._task_spec import Task, TaskRef
+from dask.utils import SerializableLock
 
 from cluster import Client, Future, LocalCluster, current, get_client
 from tests.conformance.run import explain, load
@@ -70,6 +73,44 @@ def test_bags_and_delayed(scheduler: Client) -> None:
     records = db.from_delayed([dask.delayed(lambda n: (n for _ in range(n)))(n) for n in range(4)])
     assert records.sum().compute() == 14
     assert dask.delayed(lambda *, x, y: (x, y))(x={"k": total}, y=[total]).compute() == ({"k": 285}, [285])
+
+
+class Exclusive:
+    """What only one task may touch at a time, in whatever process: it says so when two do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "touched"
+
+    def __setitem__(self, index: Any, block: Any) -> None:
+        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL)
+        os.close(descriptor)
+        time.sleep(0.01)  # so long another one would find it touched
+        self.path.unlink()
+
+
+@pytest.mark.both_shapes
+def test_locks_in_a_graph_exclude_tasks_of_all_processes(scheduler: Client, tmp_path: Path) -> None:
+    da.store(da.ones((8, 100), chunks=(1, 100)), Exclusive(tmp_path), lock=True)
+    with pytest.raises(FileExistsError):
+        for _ in range(20):
+            da.store(da.ones((8, 100), chunks=(1, 100)), Exclusive(tmp_path), lock=False)
+
+
+def test_a_lock_in_a_graph_is_the_same_wherever_it_goes(scheduler: Client) -> None:
+    lock = SerializableLock()
+
+    def hold(lock: Any) -> tuple[list[bool], Any]:
+        found = [lock.locked()]
+        with lock:
+            found += [lock.locked(), lock.acquire(blocking=False), lock.acquire(timeout=0.01)]
+        return [*found, lock.locked()], lock
+
+    found, back = dask.delayed(hold)(lock).compute()
+    assert found == [False, True, False, False, False]
+    assert type(back) is SerializableLock
+    assert back.lock is lock.lock
+    with Client(engine="threads", slots=2) as threads:
+        assert dask.delayed(lambda lock: type(lock).__name__)(lock).compute(scheduler=threads) == "SerializableLock"
 
 
 def test_only_what_was_asked_for_comes_back(client: Client) -> None:
