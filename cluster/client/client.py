@@ -66,7 +66,7 @@ class Client(
 
     `engine` runs the tasks elsewhere than on a cluster: "inline" in the calling thread, one after the other, where a
     debugger stops in them; "threads" in threads of this process, "processes" in processes that end with the client,
-    `slots` at a time (as many as there are cores). The addresses "dask://host:port" and "ray://local" are of other
+    `slots` at a time (as many as there are cores). The addresses "dask://host:port" and "ray://host:port" are of other
     clusters. What an engine cannot do raises ClusterError.
 
     >>> from cluster import Client, LocalCluster

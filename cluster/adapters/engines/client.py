@@ -131,7 +131,7 @@ class DaskClient(EngineClient):
 
 
 class RayClient(EngineClient):
-    """A client whose tasks run on a Ray cluster: `Client("ray://local")`."""
+    """A client whose tasks run on a Ray cluster: `Client("ray://host:port")`, `Client("ray://local")`."""
 
     def _make_engine(self) -> Engine:
         made: Engine = adapter("engines.ray").RayEngine(self._address)

@@ -1,18 +1,23 @@
-"""The engine of `Client("ray://local")`: tasks run on the Ray cluster of this process, where values stay too.
+"""The engine of `Client("ray://…")`: tasks run on a Ray cluster, where values stay too.
 
 The desk keeps the graph and sends a task when its inputs are there; they are Ray's references, so data goes from node
 to node. On those nodes this package has to be installed, in this version.
+
+One thread speaks of runs to Ray. Ray tells of their ends in a thread of its own; over its client port that is the one
+that takes all answers, so whoever submitted the next task there would wait for ever.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from queue import SimpleQueue
 from typing import Any, Final
 
 from cluster.adapters.engines.protocol import Outcome, Run
 from cluster.adapters.engines.running import answer_elsewhere
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConnectionLost
 from cluster.session.machine import Failure
 
 __all__ = ["RayEngine"]
@@ -42,36 +47,66 @@ class RayEngine:
 
     def __init__(self, address: str | None) -> None:
         if address is None:
-            raise ValueError('the engine "ray" needs an address: Client("ray://local")')
+            raise ValueError('the engine "ray" needs an address: Client("ray://local"), Client("ray://host:10001")')
         self.name = address
         try:
             self._ray = import_module("ray")
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"{address} needs ray: install cluster-scheduler[ray]") from error
         self._began = not self._ray.is_initialized()
-        if self._began and address != LOCAL:
-            raise ClusterError(
-                f"{address}: tasks cannot be sent through Ray's client port; on a node of that cluster call "
-                f'ray.init("auto") first, and then Client("{LOCAL}")'
-            )
         if self._began:
-            self._ray.init(log_to_driver=False, configure_logging=False)
+            self._join()
+        elif address != LOCAL:
+            raise ClusterError(
+                f"{address}: this program has joined a Ray cluster already, and can join one at a time; "
+                f'Client("{LOCAL}") uses that one, and ray.shutdown() leaves it'
+            )
         self._remote = self._ray.remote(num_returns=2, max_retries=2)(run_on_node)
         self._references: dict[Run, Any] = {}
+        self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="cluster-ray", daemon=True)
+        self._thread.start()
+
+    def _join(self) -> None:
+        if self.name == LOCAL:
+            self._ray.init(log_to_driver=False, configure_logging=False)
+            return
+        try:
+            self._ray.init(self.name, log_to_driver=False)
+        except ConnectionError as error:
+            raise ConnectionLost(
+                f"no Ray cluster answers at {self.name}: {error} (one that asks for a token needs RAY_AUTH_MODE=token)"
+            ) from error
+        except (ImportError, ValueError) as error:  # it needs grpcio for its client port
+            raise ClusterError(
+                f"{self.name} cannot be joined: {error} (Ray's client port needs the extra ray[client])"
+            ) from error
+
+    def _serve(self) -> None:
+        while (order := self._orders.get()) is not None:
+            order()
+            del order
 
     def start(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
         """Submit it to Ray."""
-        how, value = self._remote.remote(self.name, tuple(run.function), run.arguments, run.keywords, *run.inputs)
-        self._references[run] = how
-        how.future().add_done_callback(lambda done: self._ended(run, done, value, finish))
+        self._orders.put(lambda: self._submit(run, finish))
+
+    def _submit(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
+        try:
+            how, value = self._remote.remote(self.name, tuple(run.function), run.arguments, run.keywords, *run.inputs)
+            self._references[run] = how
+            ended = how.future()
+        except Exception as error:  # whatever Ray raises of its own
+            self._references.pop(run, None)
+            finish(run, Outcome(_died(error)))
+            return
+        ended.add_done_callback(lambda done: self._orders.put(lambda: self._ended(run, done, value, finish)))
 
     def _ended(self, run: Run, done: Any, value: Any, finish: Callable[[Run, Outcome], None]) -> None:
         self._references.pop(run, None)
         error = done.exception()
         if error is not None:
-            kind = "cancelled" if type(error).__name__ == "TaskCancelledError" else "died"
-            details = {"type": type(error).__name__, "message": f"on the Ray cluster: {error}"}
-            finish(run, Outcome(Failure(kind, b"", details)))
+            finish(run, Outcome(_died(error)))
         elif done.result():
             finish(run, Outcome(Failure(*done.result())))
         else:
@@ -79,6 +114,9 @@ class RayEngine:
 
     def cancel(self, run: Run) -> None:
         """Have Ray stop it: one that has begun is interrupted."""
+        self._orders.put(lambda: self._stop(run))
+
+    def _stop(self, run: Run) -> None:
         reference = self._references.get(run)
         if reference is not None:
             self._ray.cancel(reference)
@@ -97,5 +135,13 @@ class RayEngine:
 
     def close(self) -> None:
         """End the connection, if it was made here; the cluster goes on."""
+        self._orders.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
         if self._began:
             self._ray.shutdown()
+
+
+def _died(error: BaseException) -> Failure:
+    kind = "cancelled" if type(error).__name__ == "TaskCancelledError" else "died"
+    return Failure(kind, b"", {"type": type(error).__name__, "message": f"on the Ray cluster: {error}"})
