@@ -403,6 +403,8 @@ class AgentDaemon:
     # ------------------------------------------------------------------ figures
 
     def _measure(self) -> None:
+        if self._ended.done():
+            return  # the store's thread, and the loop's, take no more work
         # The kernel may take milliseconds for large processes.
         measuring = self._loop.run_in_executor(None, self._figures, list(self._starter.slot_process_ids.values()))
         measuring.add_done_callback(self._measured)
