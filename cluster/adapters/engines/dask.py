@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import count
 from typing import Any, Final
 
 from cluster.adapters.engines.protocol import Outcome, Run
@@ -63,6 +64,7 @@ class DaskEngine:
         except OSError as error:
             raise ConnectionLost(f"no Dask scheduler answers at {scheduler}: {error}") from error
         self._prefix = new_id().hex()[:8]
+        self._numbers = count()  # a key that Dask has had, it answers with what came of that
         self._futures: dict[Run, Any] = {}
 
     def start(self, run: Run, finish: Callable[[Run, Outcome], None]) -> None:
@@ -74,7 +76,7 @@ class DaskEngine:
             run.arguments,
             run.keywords,
             *run.inputs,
-            key=f"{run.key}-{self._prefix}-{id(run):x}-{run.attempt}",
+            key=f"{run.key}-{self._prefix}-{next(self._numbers)}",
             pure=False,
         )
         self._futures[run] = future
