@@ -16,6 +16,7 @@ from benchmarks import (
     nesting,
     output,
     searches,
+    spilling,
     startup,
     throughput,
     values,
@@ -41,6 +42,7 @@ CASES: dict[str, Case] = {
         searches,
         dask_collections,
         values,
+        spilling,
     )
     for case in group.CASES
 }

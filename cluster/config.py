@@ -63,6 +63,12 @@ class Settings:
     """The scheduler that a client without an address connects to, as tcp://host:port."""
     shared_memory_directory: Path = field(default_factory=_default_shared_memory_directory)
     """Where values are kept as files, best in memory."""
+    spill_directory: Path | None = None
+    """Where values go when memory is full; where temporary files are, if it is not set."""
+    spill_quota_bytes: int = 0
+    """How much of the disk values may take; 0: as much as is free there, but for a reserve."""
+    spill_compression: str | None = None
+    """How values on disk are compressed: lz4 or zstd; not at all, if it is not set."""
     fast_paths: bool = True
     """Whether a worker uses what only some systems have; without, it does the same by plain and slower means."""
     scheduler_port: int = 8770
@@ -91,8 +97,10 @@ class Settings:
             value = getattr(self, one.name)
             if one.name.endswith("_seconds") and not (math.isfinite(value) and value >= 0):
                 raise SettingError(f"{one.name} must be a number of seconds of at least 0, not {value}")
-            if one.name.startswith("lineage_") and value < 0:
+            if one.name.startswith(("lineage_", "spill_quota")) and value < 0:
                 raise SettingError(f"{one.name} must be at least 0, not {value}")
+        if self.spill_compression not in (None, "lz4", "zstd"):
+            raise SettingError(f"spill_compression must be lz4 or zstd, or be left out, not {self.spill_compression}")
         if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
             raise SettingError(
                 f"worker_timeout_seconds ({self.worker_timeout_seconds}) must be longer than "
@@ -276,7 +284,7 @@ def _take(
 def _convert(name: str, value: Any) -> Any:
     # The annotations are text (`from __future__ import annotations`), so they can be compared as written.
     kind = _FIELDS[name].type
-    if kind == "Path":
+    if kind in ("Path", "Path | None"):
         if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
             raise TypeError("a path is text")
         return Path(value).expanduser().absolute()

@@ -5,6 +5,7 @@
     ClusterError                    anything that went wrong here; catch this to catch all
     ├── RemoteError                 a task raised something that cannot be rebuilt in this process; its text is kept
     ├── TaskDied                    the process that ran the task died, as often as a task may
+    │   └── OutOfMemory             … because it held more memory than there was
     ├── TaskTimeout                 the task ran longer than its own limit       (also a TimeoutError)
     ├── CancelledError              it, or a task that it needs, was cancelled  (also concurrent.futures.CancelledError)
     ├── ValueLost                   the value is gone and cannot be computed again
@@ -35,6 +36,7 @@ __all__ = [
     "ConnectionLost",
     "HandshakeFailed",
     "Intercepted",
+    "OutOfMemory",
     "ProtocolError",
     "RemoteError",
     "SerializationError",
@@ -85,9 +87,10 @@ class TaskDied(ClusterError):
     """The process that ran the task died each time it was tried.
 
     `cause` is "out of memory", "signal" or "exit"; `signal` the number of the signal that ended the last one (None if
-    it exited by itself), `exit_code` its exit code (None if a signal ended it). `out_of_memory_by` is "kernel" if that
-    ended it because memory had run out, else None. `peak_memory_bytes` is the most memory that the process had (0 if
-    unknown), `attempts` how often the task was tried, `worker` where it last was, `last_lines` what it last wrote.
+    it exited by itself), `exit_code` its exit code (None if a signal ended it). `out_of_memory_by` is "kernel" or
+    "worker" if that ended it because memory had run out, else None. `peak_memory_bytes` is the most memory that the
+    process had (0 if unknown), `attempts` how often the task was tried, `worker` where it last was, `last_lines` what
+    it last wrote.
     """
 
     def __init__(
@@ -111,6 +114,17 @@ class TaskDied(ClusterError):
         self.exit_code = exit_code
         self.attempts = attempts
         self.last_lines = tuple(last_lines)
+
+
+class OutOfMemory(TaskDied):
+    """The process that ran the task was ended because memory had run out.
+
+    `out_of_memory_by` says by whom: "worker" if that had passed its own limit, which is `memory_limit_bytes` (0 if
+    unknown); it then held `used_bytes` in all. `peak_memory_bytes` is the most that the process of the task held.
+    """
+
+    memory_limit_bytes: int = 0
+    used_bytes: int = 0
 
 
 class TaskTimeout(ClusterError, TimeoutError):

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from cluster.client.client import Client
 from cluster.client.future import Future as Task
 from cluster.daemon import in_slot
-from cluster.errors import SerializationError, TaskDied
+from cluster.errors import OutOfMemory, SerializationError, TaskDied
 from cluster.session.watch import Watch
 
 __all__ = ["ClusterExecutor", "ClusterFuture"]
@@ -395,7 +395,11 @@ class CallNotPickled(SerializationError, PicklingError):
     """The call, or its value, cannot be pickled; the message names the member that is to blame."""
 
 
-_FAMILIAR: dict[type[BaseException], type[BaseException]] = {TaskDied: CallDied, SerializationError: CallNotPickled}
+_FAMILIAR: dict[type[BaseException], type[BaseException]] = {
+    TaskDied: CallDied,
+    OutOfMemory: CallDied,
+    SerializationError: CallNotPickled,
+}
 
 
 def _familiar(error: BaseException) -> BaseException:

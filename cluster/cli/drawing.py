@@ -53,8 +53,15 @@ def draw_status(status: dict[str, Any]) -> None:
 def draw_tasks(answer: dict[str, Any]) -> None:
     """Two tables: counts, and tasks."""
     _print_table(
-        ("label", *_STATES),
-        [(each["label"], *(each[state] or "" for state in _STATES)) for each in answer["labels"]],
+        ("label", *_STATES, "values"),
+        [
+            (
+                each["label"],
+                *(each[state] or "" for state in _STATES),
+                format_bytes(each["bytes"]) if each["bytes"] else "",
+            )
+            for each in answer["labels"]
+        ],
         empty="no tasks",
     )
     if answer["tasks"]:
@@ -82,15 +89,39 @@ def draw_workers(answer: dict[str, Any]) -> None:
             worker["state"],
             f"{worker['slots_busy']} of {worker['slots']}",
             worker["tasks_granted"],
-            f"{worker['values']}, {_amount(worker['values_bytes'], worker['memory_limit_bytes'])}",
+            f"{worker['values']}, {format_bytes(worker['values_bytes'])}",
+            _memory(worker),
             ", ".join(f"{name}={amount:g}" for name, amount in worker["resources"].items()),
             format_seconds(worker["uptime_seconds"]),
             format_seconds(worker["silent_seconds"]),
         )
         for worker in answer["workers"]
     ]
-    names = ("name", "address", "state", "slots busy", "granted", "values", "resources", "running for", "silent for")
+    names = (
+        "name",
+        "address",
+        "state",
+        "slots busy",
+        "granted",
+        "values",
+        "memory",
+        "resources",
+        "running for",
+        "silent for",
+    )
     _print_table(names, rows, empty="no workers")
+
+
+def _memory(worker: dict[str, Any]) -> str:
+    """What is in use of a worker's memory, and what lies on disk; as the worker last said."""
+    report = worker["report"]
+    names = ("segment_bytes", "small_bytes", "slot_bytes", "promised_bytes")
+    text = _amount(sum(int(report.get(name, 0)) for name in names), worker["memory_limit_bytes"])
+    if report.get("disk_bytes"):
+        text += f", {format_bytes(report['disk_bytes'])} on disk"
+    if report.get("intake_paused"):
+        text += ", full"
+    return text
 
 
 def draw_explanation(answer: dict[str, Any]) -> None:

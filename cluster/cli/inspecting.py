@@ -61,7 +61,7 @@ def tasks(
     Without --state, tasks that have not ended well are listed: granted, failed, ready, waiting, in this order.
 
     \b
-    JSON: counts {state: count}, labels [{label, waiting, ready, granted, finished, released, failed}],
+    JSON: counts {state: count}, labels [{label, waiting, ready, granted, finished, released, failed, bytes}],
     tasks [{key, label, state, client, worker, bytes, inputs_missing, error}], not_listed (how many more there are).
     """
     detail = {"states": list(states), "label": label, "client": client, "limit": limit}
@@ -128,7 +128,8 @@ def events(follow: bool, address: str | None, directory: Path | None, as_json: b
     JSON: events [{number, time (ISO 8601), kind, subject, text, count}]. With --follow each event is a document of
     its own on a line of its own.
     Kinds: worker_joined, worker_refused, worker_silent, worker_lost, worker_draining, worker_left, store_full,
-    client_joined, client_left, client_lost, client_given_up, task_died, task_failed.
+    memory_full, memory_free, value_lost, client_joined, client_left, client_lost, client_given_up, task_died,
+    task_failed.
 
     Failures of one label within ten seconds are one event; its count says how many, its text is the last one's. When
     it is counted further, it is printed again.

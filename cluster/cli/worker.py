@@ -9,13 +9,16 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from cluster import config
 from cluster.cli.parser import CommandParser, port_number
 from cluster.daemon.agent import AgentDaemon, AgentOptions
 from cluster.errors import ClusterError
 from cluster.secret import load_or_create_secret
+from cluster.storage.host_limits import host_limits
 from cluster.units import parse_bytes
+from cluster.worker.events import RESTART_STATUS
 
 __all__ = ["main"]
 
@@ -48,15 +51,28 @@ def main(arguments: list[str] | None = None) -> None:
     except ClusterError as error:
         print(f"cluster-worker: {error}", file=sys.stderr)
         status = _USAGE_STATUS
+    if status == RESTART_STATUS:
+        restart(sys.argv[1:] if arguments is None else arguments, options.parent_socket)
     sys.exit(status)
+
+
+def restart(arguments: list[str], parent_socket: int | None) -> NoReturn:
+    """Replace this process by a fresh one of the same command, which the same parent watches over."""
+    if parent_socket is not None:
+        os.set_inheritable(parent_socket, True)
+    os.execv(sys.executable, [sys.executable, "-m", "cluster.cli.worker", *arguments])
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="cluster-worker", description="Start a worker: an agent and its slots.")
     parser.add_argument("address", help="the scheduler's address, as it printed it")
-    parser.add_argument("--slots", type=_slots, default=os.cpu_count() or 1, help="tasks at a time (default: cores)")
+    limits = host_limits()
+    parser.add_argument("--slots", type=_slots, default=limits.slots, help="tasks at a time (default: cores)")
     parser.add_argument(
-        "--memory-limit", type=_bytes, default=_half_of_memory(), help="for values, as 8GB (default: half of memory)"
+        "--memory-limit",
+        type=_bytes,
+        default=limits.worker_memory_bytes(),
+        help="for values and slots, as 8GB (default: four fifths of what the host, or the container, has)",
     )
     parser.add_argument("--resources", type=_resources, default={}, help="what tasks may ask for, as GPU=1,MEM=2")
     parser.add_argument("--name", default="", help="how the worker is called (default: host and process number)")
@@ -97,10 +113,6 @@ def _resources(text: str) -> dict[str, float]:
         if not separator or not name.strip() or not resources[name.strip()] >= 0:
             raise argparse.ArgumentTypeError(f"{item!r} is no resource; write NAME=AMOUNT,NAME=AMOUNT, as in GPU=1")
     return resources
-
-
-def _half_of_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 if __name__ == "__main__":

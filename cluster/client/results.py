@@ -17,6 +17,7 @@ from cluster.errors import (
     CancelledError,
     ClusterError,
     ConnectionLost,
+    OutOfMemory,
     RemoteError,
     TaskDied,
     TaskTimeout,
@@ -274,16 +275,21 @@ def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
         wrote = " It last wrote:\n" + "\n".join(last_lines) if last_lines else " It wrote nothing."
         if "lines" not in details:
             wrote = ""  # what it wrote ended with its worker
-        return TaskDied(
+        out_of_memory_by = str(details.get("out_of_memory_by") or "") or None
+        died = (OutOfMemory if out_of_memory_by else TaskDied)(
             f"{message}.{wrote}",
             signal=signal_number,
             exit_code=_unless_negative(details.get("exit_code")),
             attempts=attempts,
             last_lines=last_lines,
-            out_of_memory_by=str(details.get("out_of_memory_by") or "") or None,
+            out_of_memory_by=out_of_memory_by,
             peak_memory_bytes=peak_memory_bytes,
             worker=str(details.get("worker") or ""),
         )
+        if isinstance(died, OutOfMemory):
+            died.memory_limit_bytes = int(details.get("memory_limit_bytes") or 0)
+            died.used_bytes = int(details.get("used_bytes") or 0)
+        return died
     simple: dict[str, type[ClusterError]] = {
         "timeout": TaskTimeout,
         "cancelled": CancelledError,

@@ -12,9 +12,11 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.config import Settings
@@ -23,6 +25,7 @@ from cluster.daemon.agent_errands import ERRANDS_FROM, ErrandProcesses
 from cluster.daemon.agent_modules import store_module
 from cluster.daemon.agent_peers import PeerLinks, PeerServer
 from cluster.daemon.agent_slots import SlotPipes
+from cluster.daemon.agent_spill import Spiller
 from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.descriptor_limit import raise_descriptor_limit
@@ -31,6 +34,7 @@ from cluster.daemon.process_memory import own_bytes, resident_bytes
 from cluster.ids import new_id
 from cluster.installed import installed_versions
 from cluster.storage.segments import lies_in_memory
+from cluster.storage.spill import check_compression, default_spill_parent
 from cluster.transport.addresses import is_loopback, is_wildcard, local_host_towards, read_address
 from cluster.transport.steps import SendingStep
 from cluster.transport.tcp import Connection, Listener, connect, listen
@@ -44,6 +48,9 @@ __all__ = ["AgentDaemon", "AgentOptions"]
 logger = logging.getLogger(__name__)
 
 _MEASURE_SECONDS: Final = 2.0
+# A worker that has used this part of its memory is looked at more often: a task may take a gigabyte in a second.
+_TIGHT: Final = 0.6
+_MEASURE_TIGHT_SECONDS: Final = 0.25
 
 
 class AgentOptions(NamedTuple):
@@ -83,12 +90,19 @@ class AgentDaemon:
             fast_paths=wanted,
             on_forget=self._forget_segment,
         )
+        spill_parent = settings.spill_directory or default_spill_parent(Path(tempfile.gettempdir()))
+        self._spill_quota_bytes = settings.spill_quota_bytes
+        if settings.spill_directory is None and lies_in_memory(spill_parent):
+            self._spill_quota_bytes = -1
+            logger.warning("values cannot go to disk, since %s lies in memory: set spill_directory", spill_parent)
+        check_compression(settings.spill_compression or "")
+        self._spiller = Spiller(spill_parent, self.feed, self._store.note_moved, fast_paths=wanted)
         # Uploaded modules come first: who uploads one means it to be used.
         python_path = os.pathsep.join(filter(None, (str(self._store.modules_path), options.python_path)))
         self._starter_options = StarterOptions(
             options.name,
             options.slots,
-            self._store.paths,
+            [*self._store.paths, self._spiller.path],
             python_path,
             self._fast_paths.slots,
             (options.scheduler_address, secret),
@@ -107,7 +121,7 @@ class AgentDaemon:
         self._memory_kills = MemoryKills()
         self._joined = False
         self._exit_status = 0
-        self._perform: dict[type[Any], Callable[[Any], None]] = {
+        self._perform: dict[type[Any], Callable[[Any], object]] = {
             events.ToScheduler: self._to_scheduler,
             events.GiveTasks: lambda effect: self._slots[effect.slot].give(effect),
             events.DefineInSlot: lambda effect: self._slots[effect.slot].define(effect),
@@ -123,9 +137,13 @@ class AgentDaemon:
             events.FetchFrom: self._links.fetch,
             events.GiveUpFetch: self._links.give_up,
             events.CreateSegment: self._create_segment,
+            events.ShrinkSegments: lambda effect: self._store.shrink(effect.nbytes),
+            events.SpillSegment: lambda effect: self._spiller.spill(effect),
+            events.CheckSpilled: lambda effect: self._spiller.check(effect),
             events.RemoveSegments: self._remove_segments,
             events.AnswerSegment: self._answer_segment,
             events.Interrupt: self._interrupt,
+            events.TrimSlot: self._trim_slot,
             events.KillSlot: lambda effect: self._starter.kill(effect.slot),
             events.StartSlot: self._start_slot,
             events.StartErrand: self._errands.start,
@@ -157,6 +175,7 @@ class AgentDaemon:
             self._watch_signals()
             self.feed(events.Started())
             self._measure()
+            self._look_around()
             return await self._ended
         finally:
             await self._shut_down()
@@ -196,7 +215,11 @@ class AgentDaemon:
             heartbeat_interval_seconds=self._settings.heartbeat_interval_seconds,
             drain_seconds=self._settings.drain_seconds,
             one_task_at_a_time=not self._fast_paths.slots,
-            disk_prefix="" if lies_in_memory(self._store.paths[-1]) else f"{self._store.paths[-1]}/",
+            disk_prefixes=tuple(
+                [f"{path}/" for path in self._store.paths[1:] if not lies_in_memory(path)] + [f"{self._spiller.path}/"]
+            ),
+            spill_quota_bytes=self._spill_quota_bytes,
+            spill_compression=self._settings.spill_compression or "",
         )
 
     def _watch_signals(self) -> None:
@@ -232,6 +255,7 @@ class AgentDaemon:
             pipes.close()
         self._errands.close()
         self._store.close()
+        self._spiller.close()
 
     # ------------------------------------------------------------------ the machine
 
@@ -343,6 +367,11 @@ class AgentDaemon:
         self._slots[effect.slot].aim_interrupt(effect.sequence)
         self._starter.interrupt(effect.slot)
 
+    def _trim_slot(self, effect: events.TrimSlot) -> None:
+        self._slots[effect.slot].ask_to_trim()
+        if effect.idle:
+            self._starter.interrupt(effect.slot)
+
     def _slot_exited(self, slot: int, exit_code: int, signal_number: int, peak_memory_bytes: int) -> None:
         if slot >= ERRANDS_FROM:
             self._errands.exited(slot, f"signal {signal_number}" if signal_number >= 0 else f"exit status {exit_code}")
@@ -378,10 +407,17 @@ class AgentDaemon:
                     segment.write(effect.data)
             self.feed(events.SegmentCreated(effect.request, path))
 
-        self._store.create(effect.nbytes, created, writer=effect.slot)
+        if effect.on_disk:
+            self._spiller.create(effect.nbytes, created)
+        else:
+            self._store.create(effect.nbytes, created, writer=effect.slot)
 
     def _remove_segments(self, effect: events.RemoveSegments) -> None:
-        self._store.remove_all(effect.paths)
+        on_disk = [path for path in effect.paths if self._spiller.owns(path)]
+        for path in on_disk:
+            self._spiller.remove(path)
+        if len(on_disk) < len(effect.paths):
+            self._store.remove_all([path for path in effect.paths if not self._spiller.owns(path)])
 
     def _store_module(self, effect: events.StoreModule) -> None:
         def stored(future: asyncio.Future[str]) -> None:
@@ -406,24 +442,37 @@ class AgentDaemon:
         if self._ended.done():
             return  # the store's thread, and the loop's, take no more work
         # The kernel may take milliseconds for large processes.
-        measuring = self._loop.run_in_executor(None, self._figures, list(self._starter.slot_process_ids.values()))
+        measuring = self._loop.run_in_executor(None, self._figures, self._starter.slot_process_ids)
         measuring.add_done_callback(self._measured)
+
+    def _figures(self, processes: dict[int, int]) -> events.Measured:
+        slots = {slot: own_bytes([process_id]) for slot, process_id in processes.items()}
+        starter_bytes = own_bytes([self._starter.process_id])
+        figures = {
+            "agent_resident_bytes": sum(map(resident_bytes, (os.getpid(), self._starter.process_id))),
+            "slots_resident_bytes": sum(map(resident_bytes, processes.values())),
+            "slot_bytes": sum(slots.values()),
+            "agent_bytes": own_bytes([os.getpid()]) + starter_bytes,
+            "starter_bytes": starter_bytes,  # a new slot holds as much
+        }
+        return events.Measured(figures, slots)
+
+    def _measured(self, measured: asyncio.Future[events.Measured]) -> None:
+        if not self._ended.done():
+            figures, slots = measured.result()
+            segments = {"free_segment_bytes": self._store.free_bytes, "open_segment_bytes": self._store.open_bytes}
+            segments["store_bytes"] = self._store.used_bytes
+            self.feed(events.Measured({**figures, **segments}, slots))
+            tight = self._agent.memory.fullness > _TIGHT
+            self._loop.call_later(_MEASURE_TIGHT_SECONDS if tight else _MEASURE_SECONDS, self._measure)
+
+    def _look_around(self) -> None:
+        if self._ended.done():
+            return
         self._links.end_stalled()
         self._store.look()
         self._memory_kills.look()
-
-    def _figures(self, slots: list[int]) -> dict[str, int]:
-        return {
-            "agent_resident_bytes": sum(map(resident_bytes, (os.getpid(), self._starter.process_id))),
-            "slots_resident_bytes": sum(map(resident_bytes, slots)),
-            "slot_bytes": own_bytes(slots),
-        }
-
-    def _measured(self, figures: asyncio.Future[dict[str, int]]) -> None:
-        if not self._ended.done():
-            segments = {"free_segment_bytes": self._store.free_bytes, "open_segment_bytes": self._store.open_bytes}
-            self.feed(events.Measured({**figures.result(), **segments}))
-            self._loop.call_later(_MEASURE_SECONDS, self._measure)
+        self._loop.call_later(_MEASURE_SECONDS, self._look_around)
 
 
 def _event_of(slot: int, report: list[Any]) -> Event:
@@ -435,6 +484,8 @@ def _event_of(slot: int, report: list[Any]) -> Event:
         return events.SlotWaits(slot, sequence)
     if what == slot_protocol.REPORT_WOKEN:
         return events.SlotWoken(slot, sequence)
+    if what == slot_protocol.REPORT_TRIMMED:
+        return events.SlotTrimmed(slot, sequence)
     if what == slot_protocol.REPORT_STOPPING:
         return events.CoroutineStopping(slot, sequence)
     return events.SegmentAsked(slot, sequence, what)

@@ -174,8 +174,11 @@ class PeerServer:
                 connection.send(_with_checksum(connection, messages.Value(request, row, attempt, data)))
                 return
             os.stat(path)
-        except FileNotFoundError:  # it was freed while the answer waited
-            connection.send(messages.ValueMissing(request, row, attempt))
+        except FileNotFoundError:  # it was freed while the answer waited, or went to disk
+            if (moved := self._store.moved(path)) != path:
+                self._send_now(connection, effect._replace(path=moved))
+            else:
+                connection.send(messages.ValueMissing(request, row, attempt))
             return
         if self._fast_paths:
             self._store.mark_shown(path)

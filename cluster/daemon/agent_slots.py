@@ -118,6 +118,10 @@ class SlotPipes:
         """Say which task the coming signal is meant for."""
         self._page[:8] = sequence.to_bytes(8, "little")
 
+    def ask_to_trim(self) -> None:
+        """Say that the coming signal is meant for the memory that the slot keeps."""
+        self._page[slot_protocol.TRIM_OFFSET] = 1
+
     def _send(self, message: tuple[Any, ...]) -> None:
         data = msgpack.packb(message)
         if self._unwritten:

@@ -20,6 +20,7 @@ from cluster.daemon import slot_protocol
 from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.descriptor_limit import DescriptorLimit
 from cluster.daemon.starter_channel import Channel, PacketChannel, PipeChannel
+from cluster.storage.host_limits import host_limits
 
 __all__ = ["SlotEnd", "StarterLink", "StarterOptions"]
 
@@ -60,7 +61,7 @@ class StarterOptions:
         self.command += [f"--segments={directory}" for directory in segment_directories]
         if python_path:
             self.command.append(f"--python-path={python_path}")
-        threads = str(max(1, (os.cpu_count() or 1) // max(1, slots)))
+        threads = str(max(1, int(host_limits().cores / max(1, slots))))
         self.environment = {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}
         if fast_paths:
             self.environment |= _ALLOCATOR

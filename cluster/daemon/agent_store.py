@@ -44,6 +44,8 @@ _ASKED_AT_ONCE: Final = 4
 _ASKED_A_LOOK: Final = 64
 # However many files may be open: the kernel keeps a kilobyte for each.
 _DESCRIPTORS_LIMIT: Final = 16_384
+# An answer to a peer waits at most for those before it, so it is about one of the last values that went to disk.
+_MOVES_REMEMBERED: Final = 10_000
 
 
 class Handed(NamedTuple):
@@ -92,6 +94,7 @@ class Store:
         self._thread: ThreadPoolExecutor | None = None
         self._busy = 0
         self._said_full = False
+        self._moved: dict[str, str] = {}
 
     # ------------------------------------------------------------------ figures
 
@@ -194,6 +197,16 @@ class Store:
                 break
         if self._leaving:
             asyncio.get_running_loop().call_soon(self._remove_some)
+
+    def note_moved(self, path: str, new_path: str) -> None:
+        """The value in that segment was copied to disk, and the segment is about to be removed."""
+        self._moved[path] = new_path
+        if len(self._moved) > _MOVES_REMEMBERED:
+            del self._moved[next(iter(self._moved))]
+
+    def moved(self, path: str) -> str:
+        """Where the value is now that was in that segment when somebody asked for it."""
+        return self._moved.get(path, path)
 
     def remove(self, path: str) -> None:
         """Take note that nobody needs the value: its segment is removed, or kept to be used again."""

@@ -26,6 +26,7 @@ import msgpack
 from cluster.daemon import in_slot, slot_protocol
 from cluster.daemon.slot_actor import KeptActor
 from cluster.daemon.slot_coroutines import run_coroutine
+from cluster.daemon.slot_memory import give_back
 from cluster.daemon.slot_output import SlotOutput
 from cluster.daemon.slot_run import SlotRun
 from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter
@@ -153,6 +154,7 @@ class _Slot:
         self._actor: KeptActor | None = None
         self._host: Any = None  # a CoroutineHost
         self._started = 0.0
+        self._last_target = 0  # of the last interrupt
         self._output = SlotOutput(descriptors.output, self._page, self)
         self._output.install()
         running_inside(self._running_task)
@@ -198,6 +200,8 @@ class _Slot:
             self._waiting.used.settle()
             self.current = None
         self.write(report)
+        if self._page[slot_protocol.TRIM_OFFSET]:
+            self._trim()
 
     def end_output(self) -> None:
         """What the task has written is its own; what follows may be another's."""
@@ -418,6 +422,12 @@ class _Slot:
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         target = int.from_bytes(self._page[:8], "little")
+        if self._page[slot_protocol.TRIM_OFFSET]:
+            if frame is not None and frame.f_code is _RUN:
+                self._trim()  # it waits for a task; elsewhere a report may be half written
+            if target == self._last_target:
+                return  # that one is no news
+        self._last_target = target
         if target != self.running:
             self.interrupted_early = target
             self._waiting.nudge()
@@ -426,6 +436,10 @@ class _Slot:
         else:
             self.running = 0  # once
             raise TaskInterrupted
+
+    def _trim(self) -> None:
+        self._page[slot_protocol.TRIM_OFFSET] = 0
+        self.write(self._pack([give_back(), slot_protocol.REPORT_TRIMMED]))
 
     def _after_fork_in_child(self) -> None:
         # A task's own child must not hold the slot's pipes open, and is no slot when it comes back from the task.
@@ -438,6 +452,7 @@ class _Slot:
 
 
 _EXECUTE: Final = _Slot._execute.__code__
+_RUN: Final = _Slot.run.__code__
 
 
 def _load_value(value: Any, bind_future: Callable[[Any], Any]) -> Any:

@@ -22,12 +22,14 @@ The page, by offset:
     8    1: the slot marks the output of every task, since something writes past Python's streams (agent -> slot)
     9    1: a task that wrote or reported progress has ended; read its output before its report (slot -> agent)
     10   1: the running task reports progress (slot -> agent)
+    11   1: the slot is to give back memory when it has ended its task (agent -> slot); SIGUSR1 if it runs none
     16   the token of the marks in the output pipe (16 bytes); see `cluster.wire.task_output`
     32   a counter, odd while the following is being written (8 bytes), then the progress that a task has reported:
          its attempt, row and fraction (8 bytes each), the message's length (2 bytes), the message
 
 Reports are told apart by their length: 1, `[0]`: ready for tasks. 2, `[sequence, nbytes]`: wants a segment, or with a
-REPORT_… code in the place of the bytes: waits for other tasks, wants to go on, or stops a coroutine. Else it is a
+REPORT_… code in the place of the bytes: waits for other tasks, wants to go on, stops a coroutine, or has given back
+memory (and the bytes that it holds in the place of the sequence). Else it is a
 task's report as `cluster.worker.events` describes it.
 
 Starter: msgpack arrays that begin with a STARTER_… code (`starter_channel.py`).
@@ -50,6 +52,7 @@ __all__ = [
     "PROGRESS_OFFSET",
     "PROGRESS_TEXT_BYTES",
     "REPORT_STOPPING",
+    "REPORT_TRIMMED",
     "REPORT_WAITS",
     "REPORT_WOKEN",
     "STARTER_CLUSTER",
@@ -68,6 +71,7 @@ __all__ = [
     "TASKS_STOP",
     "TASKS_WAIT_NOTED",
     "TOKEN_OFFSET",
+    "TRIM_OFFSET",
     "claim_record",
     "claim_records",
     "progress_record",
@@ -78,6 +82,7 @@ PAGE_BYTES: Final = 4096
 MARK_ALL_OFFSET: Final = 8
 PRINTED_OFFSET: Final = 9
 PROGRESSING_OFFSET: Final = 10
+TRIM_OFFSET: Final = 11
 TOKEN_OFFSET: Final = 16
 PROGRESS_COUNTER_OFFSET: Final = 32
 PROGRESS_OFFSET: Final = 40
@@ -99,6 +104,7 @@ TASKS_STOP: Final = 10  # sequence of a coroutine
 REPORT_WAITS: Final = -1
 REPORT_WOKEN: Final = -2
 REPORT_STOPPING: Final = -3
+REPORT_TRIMMED: Final = -4
 
 # agent -> starter
 STARTER_START: Final = 0  # slot, path prefix (empty: with the descriptors claim, tasks, reports, output, page)

@@ -13,12 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-import psutil
-
 from cluster import config
 from cluster.client.html import card
 from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
+from cluster.storage.host_limits import host_limits
 from cluster.units import format_bytes, parse_bytes
 
 __all__ = ["LocalCluster"]
@@ -39,9 +38,9 @@ class LocalCluster:
     """A scheduler and workers as processes of this machine, which end with this object or this process.
 
     `n_workers` workers have `slots` slots each (all cores are shared out if it is not given; `threads_per_worker` is
-    another name for it). `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out what the machine,
-    or its container, has. `directory` is where the secret is, if not in the usual place. Tasks see this
-    process's `sys.path`.
+    another name for it). `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out four fifths of
+    what the machine, or its container, has. `directory` is where the secret is, if not in the usual place. Tasks see
+    this process's `sys.path`.
     """
 
     def __init__(
@@ -58,11 +57,12 @@ class LocalCluster:
         if n_workers < 0:
             raise ValueError(f"n_workers must be at least 0, not {n_workers}")
         slots = slots if slots is not None else threads_per_worker
-        self.slots = max(1, _cores() // max(1, n_workers)) if slots is None else slots
+        limits = host_limits()
+        self.slots = max(1, limits.slots // max(1, n_workers)) if slots is None else slots
         if self.slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {self.slots}")
         self.memory_limit_bytes = (
-            _memory_bytes() // max(1, n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
+            limits.worker_memory_bytes(n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
         )
         settings = config.load(directory=None if directory is None else Path(directory))
         self.directory = settings.directory
@@ -191,22 +191,3 @@ def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
 def _package_parent() -> str:
     """Where this package lies: the daemons run this very one, wherever they are started."""
     return str(Path(__file__).resolve().parents[2])
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory_bytes() -> int:
-    """What this machine has, or what its container may use of it."""
-    total = int(psutil.virtual_memory().total)
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(file).read_text().strip()
-        except OSError:
-            continue  # not this kind of container
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return total

@@ -49,6 +49,7 @@ def check_all(findings: Findings) -> list[Check]:
         _threads(findings),
         _memory(findings),
         *_container_memory(findings),
+        _worker_defaults(findings),
         _shared_memory(findings.shared_memory),
         *_abandoned(findings),
         _disk(findings.disk),
@@ -168,17 +169,13 @@ def _port(findings: Findings) -> list[Check]:
 
 
 def _slots(findings: Findings) -> int:
-    return max(1, findings.cores)  # what a worker has unless it is told otherwise
+    return findings.limits.slots  # what a worker has unless it is told otherwise
 
 
 def _cores(findings: Findings) -> Check:
     found = f"{findings.cores}"
     if findings.cores_allowed < 0.9 * findings.cores:
         found += f", of which this process may use {findings.cores_allowed:g}"
-        remedy = (
-            f"start workers with --slots {max(1, int(findings.cores_allowed))}; more would only wait for each other"
-        )
-        return Check("cores", WARNING, found, remedy)
     return Check("cores", OK, found)
 
 
@@ -223,6 +220,12 @@ def _container_memory(findings: Findings) -> list[Check]:
     return [Check("container's memory", OK, found)]
 
 
+def _worker_defaults(findings: Findings) -> Check:
+    limits = findings.limits
+    memory, slots = format_bytes(limits.worker_memory_bytes()), f"{limits.slots} slot{'' if limits.slots == 1 else 's'}"
+    return Check("a worker's defaults", OK, f"{slots} ({limits.cores_by}), memory_limit {memory} ({limits.memory_by})")
+
+
 def _shared_memory(folder: Folder) -> Check:
     name = "shared memory"
     if folder.problem:
@@ -251,13 +254,13 @@ def _abandoned(findings: Findings) -> list[Check]:
 def _disk(folder: Folder) -> Check:
     name = "disk for values"
     if folder.problem:
-        return Check(name, FAILURE, folder.problem, "set TMPDIR to a folder where you may write")
+        return Check(name, FAILURE, folder.problem, "set spill_directory to a folder where you may write")
     found = f"{folder.path}: {format_bytes(folder.free_bytes)} of {format_bytes(folder.size_bytes)} free"
-    remedy = "make room, or set TMPDIR to a folder on a larger disk: values go there when memory is full"
+    remedy = "make room, or set spill_directory to a folder on a larger disk: values go there when memory is full"
     if folder.free_bytes < DISK_NEEDED_BYTES:
         return Check(name, FAILURE, found, remedy)
     if folder.in_memory:
-        return Check(name, WARNING, f"{found}; it lies in memory", "set TMPDIR to a folder on a disk")
+        return Check(name, WARNING, f"{found}; it lies in memory", "set spill_directory to a folder on a disk")
     if folder.free_bytes < DISK_WISHED_BYTES:
         return Check(name, WARNING, found, remedy)
     return Check(name, OK, found)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from cluster.storage.host_limits import HostLimits, host_limits
+
 __all__ = ["Cluster", "Findings", "Folder"]
 
 
@@ -74,3 +76,5 @@ class Findings:
     container_memory_used_bytes: int = 0
     shared_memory: Folder = Folder(path="/dev/shm")
     disk: Folder = Folder(path="/tmp")
+    limits: HostLimits = field(default_factory=host_limits)
+    """What a worker takes its defaults from."""

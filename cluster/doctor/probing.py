@@ -23,7 +23,9 @@ from cluster.errors import ClusterError, SettingError
 from cluster.installed import installed_versions
 from cluster.private_files import read_private_file
 from cluster.secret import SECRET_FILE, load_or_create_secret
+from cluster.storage.host_limits import host_limits
 from cluster.storage.segments import abandoned_bytes, lies_in_memory
+from cluster.storage.spill import default_spill_parent
 from cluster.transport.blocking import BlockingConnection
 
 __all__ = ["look"]
@@ -58,6 +60,7 @@ def look(address: str | None = None, directory: Path | None = None) -> Findings:
     except ClusterError as error:
         cluster_problem = str(error)
     memory = psutil.virtual_memory()
+    limits = host_limits()
     return Findings(
         versions=installed_versions(),
         settings_problem=settings_problem,
@@ -73,17 +76,18 @@ def look(address: str | None = None, directory: Path | None = None) -> Findings:
         port=settings.scheduler_port,
         port_user=_port_user(settings.scheduler_port),
         cores=os.cpu_count() or 1,
-        cores_allowed=_cores_allowed(),
+        cores_allowed=limits.cores,
         thread_variables={name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         open_files_limit=_limit(resource.RLIMIT_NOFILE) or 1 << 20,
         processes_limit=_limit(resource.RLIMIT_NPROC),
         processes=_own_processes(),
         memory_bytes=memory.total,
         memory_available_bytes=memory.available,
-        container_memory_bytes=_cgroup_bytes("memory.max", "memory/memory.limit_in_bytes", memory.total),
-        container_memory_used_bytes=_cgroup_bytes("memory.current", "memory/memory.usage_in_bytes") or 0,
+        container_memory_bytes=limits.memory_bytes if limits.memory_by.startswith("cgroup") else None,
+        container_memory_used_bytes=_cgroup_bytes("memory.current", "memory/memory.usage_in_bytes"),
         shared_memory=_folder(settings.shared_memory_directory),
-        disk=_folder(Path(tempfile.gettempdir())),
+        disk=_folder(settings.spill_directory or default_spill_parent(Path(tempfile.gettempdir()))),
+        limits=limits,
     )
 
 
@@ -172,23 +176,9 @@ def _listener(port: int) -> str:
     return "a process of another user, or outside this container"
 
 
-def _cores_allowed() -> float:
-    allowed = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
-    if not quota:
-        quota, period = _read(_CGROUP / "cpu/cpu.cfs_quota_us"), _read(_CGROUP / "cpu/cpu.cfs_period_us")
-    if quota.isdigit() and period.isdigit() and int(period):
-        allowed = min(allowed, int(quota) / int(period))
-    return allowed
-
-
-def _cgroup_bytes(current: str, older: str, below: int = 1 << 62) -> int | None:
-    """A figure of this process's container; None without one, or when it is no limit at all."""
-    for name in (current, older):
-        text = _read(_CGROUP / name)
-        if text.isdigit() and int(text) < below:
-            return int(text)
-    return None
+def _cgroup_bytes(current: str, older: str) -> int:
+    """A figure of this process's container; 0 without one."""
+    return next((int(text) for name in (current, older) if (text := _read(_CGROUP / name)).isdigit()), 0)
 
 
 def _read(file: Path) -> str:

@@ -15,6 +15,7 @@ __all__ = ["LISTED_STATES", "OTHER_LABELS", "Census"]
 
 SPAN_EFFORT = 1000  # what looking at a run costs, in rows counted
 STEP_EFFORT = 500_000  # about a millisecond: five hundred runs, or half a million rows of large ones
+SUMMED_EFFORT, CHOSEN_EFFORT = 5, 40  # what it costs more, a row, to sum the sizes of all or of some values
 DESCRIBED_PER_STEP = 200
 LABELS_COUNTED = 1000
 OTHER_LABELS = "(other labels)"
@@ -32,6 +33,7 @@ class Census:
         self, ledger: Ledger, *, listed: tuple[int, ...] = (), label: str = "", client: str = "", limit: int = 0
     ) -> None:
         self.labels: dict[str, list[int]] = {}  # label -> counts by state
+        self.label_bytes: dict[str, int] = {}  # label -> bytes of the values that its tasks have now, each counted once
         self._ledger = ledger
         self._listed = listed
         self._label = label
@@ -68,7 +70,7 @@ class Census:
                 return True
             run, stop = table.span_at(self._row)
             if run is not None and not run.is_join and not run.offered and self._matches(run):
-                self._count(run, self._row, stop)
+                effort -= self._count(run, self._row, stop)
             effort -= SPAN_EFFORT + stop - self._row if run is not None else SPAN_EFFORT
             self._row = stop
         return False
@@ -79,11 +81,13 @@ class Census:
             not self._client or client.name == self._client or client.identity.hex().startswith(self._client)
         )
 
-    def _count(self, run: Run, start: int, stop: int) -> None:
+    def _count(self, run: Run, start: int, stop: int) -> int:
+        """Count some rows of a run; what that cost beyond a look at each."""
         state = self._ledger.table.state
-        counts = self.labels.get(run.label)
+        label = run.label
+        counts = self.labels.get(label)
         if counts is None:
-            label = run.label if len(self.labels) < LABELS_COUNTED else OTHER_LABELS
+            label = label if len(self.labels) < LABELS_COUNTED else OTHER_LABELS
             counts = self.labels.setdefault(label, [0] * len(STATE_NAMES))
         first = state[start]
         alike = state.count(first, start, stop)
@@ -96,6 +100,17 @@ class Census:
                 found.append(position)
                 room -= 1
                 position = state.find(code, position + 1, stop)
+        if first == FINISHED and alike == stop - start:
+            self._count_bytes(label, sum(self._ledger.table.nbytes[start:stop]))
+            return SUMMED_EFFORT * (stop - start)
+        if state.find(FINISHED, start, stop) < 0:
+            return 0
+        nbytes = self._ledger.table.nbytes
+        self._count_bytes(label, sum(nbytes[row] for row in range(start, stop) if state[row] == FINISHED))
+        return CHOSEN_EFFORT * (stop - start)
+
+    def _count_bytes(self, label: str, nbytes: int) -> None:
+        self.label_bytes[label] = self.label_bytes.get(label, 0) + nbytes
 
     def _describe(self, row: int, run: Run) -> dict[str, Any]:
         ledger, table = self._ledger, self._ledger.table

@@ -210,6 +210,8 @@ class Scheduler:
             case messages.FetchFailed():
                 desk.fetch_failed(worker, message)
                 self.copies.failed(worker, message)
+                if message.address == worker.address:
+                    desk.lost_value(worker, message)
             case messages.DropReplicas():
                 desk.drop_replicas(worker, message)
             case messages.ValueDamaged():

@@ -135,7 +135,10 @@ class Reports:
             counts, tasks = census.counts, census.tasks
             return {
                 "counts": counts,
-                "labels": [{"label": each, **named_counts(of)} for each, of in labels[:LABELS_LISTED]],
+                "labels": [
+                    {"label": each, **named_counts(of), "bytes": census.label_bytes.get(each, 0)}
+                    for each, of in labels[:LABELS_LISTED]
+                ],
                 "tasks": tasks,
                 "not_listed": sum(counts[STATE_NAMES[state]] for state in listed) - len(tasks),
             }

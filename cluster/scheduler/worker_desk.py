@@ -18,6 +18,7 @@ __all__ = ["WorkerDesk"]
 
 LEAD_WITHHELD_SECONDS = 0.1
 DEATHS_ALLOWED = 3  # slots that a task may kill before it fails; as in Dask's allowed-failures
+MEMORY_DEATHS_ALLOWED = 2  # … by holding so much that the worker passed its limit; more with the option `retries`
 DEATHS_ALLOWED_WAITING = 10  # … while it waited: a child that ran in its slot did it. They are its own, so not for ever
 _LEFT_BEHIND = "the call was not run, since the worker is ending"
 MISSES_ALLOWED = 10  # inputs that a task may fail to get before it fails: it bounds a spin, nothing else
@@ -75,6 +76,13 @@ class WorkerDesk:
         """A heartbeat's figures."""
         if report.get("disk_bytes") and not worker.report.get("disk_bytes"):
             self.ledger.events.note("store_full", worker.name, "memory for values is full; values go to disk")
+        if report.get("intake_paused") and not worker.report.get("intake_paused"):
+            problem = report.get("spill_problem", "")
+            self.ledger.events.note(
+                "memory_full", worker.name, f"it begins nothing new until memory is free: {problem}"
+            )
+        elif worker.report.get("intake_paused") and not report.get("intake_paused"):
+            self.ledger.events.note("memory_free", worker.name, "there is room for values again; work goes on")
         worker.report = report
         worker.memory.reported(report, self.ledger.now)
         self.placement.refresh(worker)
@@ -273,7 +281,7 @@ class WorkerDesk:
             self._note(worker, "task_died", row, run, details)
             deaths = ledger.deaths[row] = ledger.deaths.get(row, 0) + 1
             details["attempts"] = deaths
-            if deaths < (DEATHS_ALLOWED_WAITING if details.get("waiting") else DEATHS_ALLOWED):
+            if deaths < _deaths_allowed(run, details):
                 lifecycle.requeue(row, "slot died", f"at worker {worker.name}: {_told(details)}")
                 return
         else:
@@ -323,6 +331,11 @@ class WorkerDesk:
         value = f"the value of {self.ledger.key(message.row)}" if known else "a value that nobody needs by now"
         text = f"{value} came damaged from {named} to worker {worker.name} at {worker.address}; it is fetched again"
         self.ledger.events.note("value_damaged", worker.name, text)
+
+    def lost_value(self, worker: WorkerRecord, message: messages.FetchFailed) -> None:
+        """What a worker held is damaged."""
+        self.ledger.events.note("value_lost", worker.name, message.reason)
+        self._input_missing(worker, {"row": message.row, "attempt": message.attempt, "address": message.address})
 
     def recalled(self, now: float, worker: WorkerRecord, message: messages.Recalled) -> None:
         """What a recall brought back, and nothing else, is granted again."""
@@ -381,6 +394,13 @@ class WorkerDesk:
         """A worker could not get a copy: whoever waits behind it comes next."""
         if self._is_known_value(message.row, message.attempt):
             self.placement.spreading.failed(message.row, worker)
+
+
+def _deaths_allowed(run: Run, details: dict[str, Any]) -> int:
+    if details.get("out_of_memory_by") == "worker":
+        # It would need as much the next time, and ending it cost the worker a lot.
+        return max(MEMORY_DEATHS_ALLOWED, 1 + int(run.options.get("retries", 0)))
+    return DEATHS_ALLOWED_WAITING if details.get("waiting") else DEATHS_ALLOWED
 
 
 def _told(details: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cluster.simulation.coroutines import CoroutineProcess
+from cluster.simulation.disk import DISK_PREFIX, Disk, check_memory
+from cluster.simulation.heaps import NEW_SLOT_BYTES
 from cluster.simulation.network import Connection
 from cluster.simulation.slots import SlotProcess
 from cluster.simulation.timer import Timer
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from cluster.simulation.world import World
 
 __all__ = ["AgentProcess"]
+
+MEASURED_SECONDS = 0.25
 
 
 class PeerLink:
@@ -63,9 +67,12 @@ class AgentProcess:
                 1.0,
                 world.plan.drain_seconds,
                 world.plan.one_task_at_a_time,
+                (DISK_PREFIX,),
             )
         )
         self._random = world.random_of("agents")
+        self._disk = Disk(self, world.random_of("disks"))
+        self._counts_memory = world.plan.memory_limit_bytes < 1 << 32
         self._timer = Timer(world.clock, self._wake)
         self._pending: deque[events.Event] = deque()
         self._handling = False
@@ -75,6 +82,8 @@ class AgentProcess:
         self._callers: dict[int, Connection] = {}
         self._callers_seen = 0
         self.connection = world.scheduler.accept(self._hear, self._scheduler_gone)
+        if world.plan.greed:
+            world.clock.after(MEASURED_SECONDS, self._measure)
         self.feed(events.Started())
 
     # ------------------------------------------------------------------ the machine
@@ -88,6 +97,8 @@ class AgentProcess:
             return
         self._handling = True
         while self._pending and self.alive:
+            if self._counts_memory:
+                check_memory(self.machine)
             for effect in self.machine.handle(self.world.clock.now, self._pending.popleft()):
                 self.world.note(self.name, effect)
                 self._perform(effect)
@@ -130,12 +141,18 @@ class AgentProcess:
                 self.slots[slot].go_on(sequence, interrupted)
             case events.Interrupt(slot, sequence):
                 self.slots[slot].interrupt(sequence)
+            case events.TrimSlot(slot, idle):
+                self.slots[slot].heap.ask_to_trim(idle=idle)
             case events.KillSlot(slot):
                 self._process(slot).die(-1, 9)
             case events.AnswerSegment(slot, sequence, path, reason):
                 self._process(slot).answer_segment(sequence, path, reason)
             case events.CreateSegment():
                 self._create_segment(effect)
+            case events.SpillSegment():
+                self._disk.spill(effect)
+            case events.CheckSpilled():
+                self._disk.check(effect)
             case events.RemoveSegments(paths):
                 for path in paths:
                     del self.files[path]
@@ -155,8 +172,14 @@ class AgentProcess:
             case events.Close():
                 self.connection.near_closes()
                 self._end()
-            case events.Say():
+            case events.Say() | events.ShrinkSegments():
                 pass
+
+    def _measure(self) -> None:
+        if self.alive:
+            held = {index: slot.heap.nbytes for index, slot in self.slots.items()}
+            self.feed(events.Measured({"slot_bytes": sum(held.values()), "starter_bytes": NEW_SLOT_BYTES}, held))
+            self.world.clock.after(MEASURED_SECONDS, self._measure)
 
     def _process(self, index: int) -> SlotProcess:
         return self.slots[index] if index < FIRST_COROUTINES else self.coroutines[index]
@@ -233,10 +256,10 @@ class AgentProcess:
         if path in self.files:
             self.files[path] = data
 
-    def new_file(self, data: bytes) -> str:
-        """A file with that content; its path."""
+    def new_file(self, data: bytes, *, on_disk: bool = False) -> str:
+        """Make a file; its path."""
         self._paths += 1
-        path = f"{self.address}/{self._paths}"
+        path = f"{DISK_PREFIX if on_disk else ''}{self.address}/{self._paths}"
         self.files[path] = data
         return path
 
@@ -254,7 +277,7 @@ class AgentProcess:
         if full:
             self.feed(events.SegmentFailed(effect.request, "the store is full"))
         else:
-            self.feed(events.SegmentCreated(effect.request, self.new_file(effect.data)))
+            self.feed(events.SegmentCreated(effect.request, self.new_file(effect.data, on_disk=effect.on_disk)))
 
     # ------------------------------------------------------------------ those who ask
 

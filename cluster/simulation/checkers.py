@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cluster.scheduler import invariants
 from cluster.scheduler.startable import Bar, bar, inputs_exist
 from cluster.scheduler.table import FINISHED, GRANTED, READY
+from cluster.simulation.disk import check_memory
 from cluster.worker.values import Segment, value_key
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def check_agreement(world: World) -> None:
         paths = {value.path for value in held.values() if isinstance(value, Segment)}
         leftover = sorted(agent.files.keys() ^ paths)
         assert not leftover, f"{worker.name} has files that no value uses, or the other way round: {leftover}"
+        check_memory(agent.machine, at_rest=True)
         unanswered = agent.machine.unanswered_count
         assert unanswered == worker.outstanding == 0, f"{worker.name} owes {unanswered} of {worker.outstanding} tasks"
         assert not agent.machine.supply.waiting_count, f"tasks still wait for inputs at {worker.name}"

@@ -52,7 +52,7 @@ class _Coroutine(SlotProcess):
     def cancel(self, sequence: int) -> None:
         """Its loop takes note, unless it blocks that."""
         if self.running is None or not self.running.stubborn:
-            self._report(events.CoroutineStopping(self.index, sequence))
+            self.report(events.CoroutineStopping(self.index, sequence))
             self.interrupt(sequence)
 
     def _succeed(self) -> None:
@@ -66,7 +66,7 @@ class _Coroutine(SlotProcess):
         """It is its turn to ask for a segment."""
         super()._succeed()
 
-    def _report(self, report: Any) -> None:
+    def report(self, report: Any) -> None:
         self._process.report(report)
 
     def _end_at_last(self, report: list[Any]) -> None:
@@ -106,7 +106,7 @@ class CoroutineProcess(SlotProcess):
 
     def report(self, report: Any) -> None:
         """A task says something."""
-        self._report(report)
+        self.report(report)
 
     def ask_for_segment(self, coroutine: _Coroutine) -> None:
         """A task has a large value."""

@@ -61,6 +61,9 @@ class Plan:
     unmet_request_seconds: float = 60.0
     weights: tuple[float, ...] = ()  # of the clients, 1 if left out
     memory_limit_bytes: int = 1 << 32  # of each worker
+    spill_failures: float = 0.0  # the chance that the disk is full when a value is to go there
+    spill_damages: float = 0.0  # … that what was written there is not what is read
+    greed: float = 0.0  # the chance of a run to take much memory, which its slot keeps, free or not
     one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
     @property
@@ -72,6 +75,7 @@ class Plan:
             or self.shape.flaky or self.shape.raising or self.shape.killing or self.shape.timeouts or self.cancels
             or self.broken_links or self.damages or self.refused_peers or self.full_stores or self.stalls
             or self.slot_start_failures
+            or self.spill_failures or self.spill_damages or self.greed
         )  # fmt: skip
 
     @property
@@ -84,7 +88,10 @@ class Plan:
     @property
     def keeps_the_promise(self) -> bool:
         """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
-        return not (self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores)
+        return not (
+            self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores
+            or self.spill_failures or self.spill_damages or self.greed
+        )  # fmt: skip
 
 
 def draw_plan(random: Random) -> Plan:
@@ -175,4 +182,19 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     limit = random.choice((1 << 32, 1 << 32, 1 << 30, 1 << 28))
     shape = replace(plan.shape, memory=chance(0.2, 0.05, 0.3))
     plan = replace(plan, shape=shape, memory_limit_bytes=limit)
-    return replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty, short_memories=chance(0.2, 1.0, 50.0))
+    plan = replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty, short_memories=chance(0.2, 1.0, 50.0))
+    return _with_short_memory(plan, random, faulty=faulty)
+
+
+def _with_short_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:
+    """Perhaps values do not all fit into an agent's memory, and go to a disk that is full now and then, or rots."""
+    if not plan.shape.large or random.random() < 0.5:
+        return plan
+    greed = random.choice((0.0, 0.0, 0.02, 0.2)) * faulty
+    return replace(
+        plan,
+        memory_limit_bytes=1_000_000_000 if greed else random.choice((250_000, 4_000_000, 1_000_000_000)),
+        spill_failures=random.choice((0.0, 0.1, 0.5)) * faulty,
+        spill_damages=random.choice((0.0, 0.0, 0.1, 0.3)) * faulty,
+        greed=greed,
+    )

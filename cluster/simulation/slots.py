@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cluster.simulation.gathering import Gather
+from cluster.simulation.heaps import Heap
 from cluster.simulation.slot_clients import SlotClient
 from cluster.simulation.workloads import Reference, Spec, Workload, decode_value, encode_value
 from cluster.wire.task_output import RAW, STDOUT, Piece, row_of
@@ -65,6 +66,7 @@ class SlotProcess:
         self._random = agent.world.random_of("slots")
         self._writing = agent.world.random_of("output")  # apart, so that writing changes nothing else
         self._clock = agent.world.clock
+        self.heap = Heap(self)
 
     @property
     def idle(self) -> bool:
@@ -186,7 +188,7 @@ class SlotProcess:
             return
         self.ready = True
         self._note_idle()
-        self._report(events.SlotReady(self.index))
+        self.report(events.SlotReady(self.index))
 
     def _note_idle(self) -> None:
         self.agent.note_seats()
@@ -222,6 +224,7 @@ class SlotProcess:
             assert spec.index in inside.children, f"task {spec.index} runs inside {inside.index}, not its parent"
         spec.runs += 1
         spec.active += 1
+        self.heap.task_begins()
         if self._sequence == self._interrupted_early:
             self._interrupted()
             return
@@ -268,7 +271,7 @@ class SlotProcess:
             self._plan(0.0, self._fail, "exception", "a child") if gather.failed else self._plan(0.0, self._succeed)
             return
         self.stack.append(Frame(spec, self.name, self._sequence, self._started, self._value, gather))
-        self._report(events.SlotWaits(self.index, self._sequence))
+        self.report(events.SlotWaits(self.index, self._sequence))
         self._sequence, self.running, self.name = 0, None, None
         self.agent.note_seats()
 
@@ -279,7 +282,7 @@ class SlotProcess:
             if frame.gather.done and not frame.woken:
                 frame.woken = True
                 self._step += 1  # nothing is claimed any more
-                self._report(events.SlotWoken(self.index, frame.sequence))
+                self.report(events.SlotWoken(self.index, frame.sequence))
                 self.agent.note_seats()
 
     def _spec(self, effect: events.GiveTasks, index: int) -> Spec:
@@ -309,7 +312,7 @@ class SlotProcess:
         digest, references = self._value
         nbytes = self.running.nbytes
         if nbytes > SMALL_VALUE_BYTES:
-            self._report(events.SegmentAsked(self.index, self._sequence, nbytes))
+            self.report(events.SegmentAsked(self.index, self._sequence, nbytes))
             return
         self._hand_over(references)
         data = encode_value(digest, references, nbytes)
@@ -345,8 +348,8 @@ class SlotProcess:
             # Named by a mark, or by nothing: then it is the running task's.
             name = self._run if self._writing.random() < 0.7 else (0, 0)
             piece = Piece(STDOUT if name[0] else RAW, *name, text)
-            self._report(events.SlotWrote(self.index, [piece], self._clock.now))
-            self._report(events.ProgressMade(*self._run, 0.5, "half"))
+            self.report(events.SlotWrote(self.index, [piece], self._clock.now))
+            self.report(events.ProgressMade(*self._run, 0.5, "half"))
 
     def _hand_over(self, references: tuple[Reference, ...]) -> None:
         if self.client is not None and self.name is not None:
@@ -369,7 +372,8 @@ class SlotProcess:
         if self.running is not None:
             self._write_something(self.running)
             self._leave(self.running)
-        self._report(report)
+        self.report(report)
+        self.heap.task_ended()
         self._note_idle()
         self._plan_claim()
         self.look()
@@ -399,7 +403,8 @@ class SlotProcess:
 
     # ------------------------------------------------------------------ what the agent reads
 
-    def _report(self, report: Any) -> None:
+    def report(self, report: Any) -> None:
+        """Tell the agent something."""
         self._reports.append(report)
         self._clock.after(0.0001 * self._random.random(), self._is_read)
 

@@ -80,6 +80,11 @@ class Actors:
         """Calls that are not in a pipe."""
         return sum(stretch[2] for actor in self._of_slot.values() for stretch in actor.calls)
 
+    def calls(self) -> Iterator[Stretch]:
+        """The calls that are not in a pipe."""
+        for actor in self._of_slot.values():
+            yield from actor.calls
+
     # ------------------------------------------------------------------ what comes
 
     def take(self, stretches: list[Stretch], now: float) -> None:

@@ -15,6 +15,7 @@ does not even take note of that. Then its process is ended, and the others run a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -120,6 +121,12 @@ class Coroutines:
         if not self.slots and not self._waiting:
             return 0
         return sum(slot.outstanding for slot in self.slots.values()) + sum(count for _, _, count in self._waiting)
+
+    def stretches(self) -> Iterator[Stretch]:
+        """Those that processes have."""
+        for slot in self.slots.values():
+            for running in slot.running.values():
+                yield running.assignment, running.task, 1
 
     # ------------------------------------------------------------------ giving out
 

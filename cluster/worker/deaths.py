@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.units import format_bytes
 from cluster.worker.events import SlotExited
+from cluster.worker.slots import MemoryEnd
 
 __all__ = ["cause_of", "details_of_death"]
 
@@ -18,10 +20,19 @@ def cause_of(end: SlotExited) -> str:
     return f"signal {end.signal}" if end.signal >= 0 else f"exit status {end.exit_code}"
 
 
-def details_of_death(end: SlotExited, kind: str, lines: str, *, waiting: bool, beside: int) -> dict[str, Any]:
+def details_of_death(
+    end: SlotExited, kind: str, lines: str, *, waiting: bool, beside: int, memory: MemoryEnd | None = None
+) -> dict[str, Any]:
     """The details of a `RunFailed`. `kind`: "died", or why the task was to be stopped; `lines`: the last it wrote;
-    `waiting`: another task ran inside it; `beside`: so many other coroutines ended with it."""
-    if kind == "died" and waiting:
+    `waiting`: another task ran inside it; `beside`: so many other coroutines ended with it; `memory`: the worker ended
+    it because it held too much."""
+    if memory is not None:
+        message = (
+            f"its process held {format_bytes(memory.nbytes)}, and the worker in all {format_bytes(memory.used_bytes)}, "
+            f"which is above its memory limit of {format_bytes(memory.limit_bytes)}; nothing else could be freed, so "
+            "the worker ended it"
+        )
+    elif kind == "died" and waiting:
         message = f"the process in which the task waited ended with {cause_of(end)}, while a child of it ran there"
     elif kind == "died":
         others = f" and {beside} other coroutine{'' if beside == 1 else 's'}" if beside else ""
@@ -38,6 +49,13 @@ def details_of_death(end: SlotExited, kind: str, lines: str, *, waiting: bool, b
         "peak_memory_bytes": end.peak_memory_bytes,
         "out_of_memory_by": "kernel" if end.out_of_memory else "",
     }
+    if memory is not None:
+        details |= {
+            "out_of_memory_by": "worker",
+            "peak_memory_bytes": max(end.peak_memory_bytes, memory.nbytes),
+            "used_bytes": memory.used_bytes,
+            "memory_limit_bytes": memory.limit_bytes,
+        }
     if waiting:
         details["waiting"] = True
     return details

@@ -40,7 +40,7 @@ Values have a key, `attempt << 32 | row`. A value is held as bytes, or as a segm
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from cluster.wire.task_output import Piece
 
@@ -99,6 +99,13 @@ class SlotWoken(NamedTuple):
 
     slot: int
     sequence: int
+
+
+class SlotTrimmed(NamedTuple):
+    """The slot has given back what it could, between two tasks, and holds so much that is its own."""
+
+    slot: int
+    nbytes: int
 
 
 class CoroutineStopping(NamedTuple):
@@ -196,6 +203,35 @@ class ValueNotFetched(NamedTuple):
     kind: str = "lost"
 
 
+class Spilled(NamedTuple):
+    """What SpillSegment asked for is done. The file at `new_path` may be smaller than the value (`compression`)."""
+
+    key: int
+    path: str
+    new_path: str
+    stored_bytes: int
+    checksum: int
+    compression: str
+
+
+class SpillFailed(NamedTuple):
+    """… or cannot be: the directory, how much is free there, and why."""
+
+    key: int
+    directory: str
+    free_bytes: int
+    reason: str
+
+
+class SpilledChecked(NamedTuple):
+    """A spilled value was compared. It lies at `new_path` now, plain; or (with a reason) is not what was written."""
+
+    key: int
+    path: str
+    new_path: str
+    reason: str
+
+
 class ErrandReported(NamedTuple):
     """The function of a `StartErrand` has ended; the report is like a slot's."""
 
@@ -219,9 +255,10 @@ class ModuleStored(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Figures for the next heartbeats, by name."""
+    """Figures for the next heartbeats, by name; and what each slot's process holds that is its own."""
 
     figures: dict[str, Any]
+    slots: dict[int, int]
 
 
 class DrainAsked(NamedTuple):
@@ -238,12 +275,17 @@ class Tick(NamedTuple):
 
 Event: TypeAlias = (
     Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
-    | CoroutineStopping
+    | CoroutineStopping | SlotTrimmed
     | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
+    | Spilled | SpillFailed | SpilledChecked
     | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
 
 # --------------------------------------------------------------------------- effects
+
+
+RESTART_STATUS: Final = 75
+"""The exit status of a worker that is to be started again: "try again", in sysexits.h."""
 
 
 class ToScheduler(NamedTuple):
@@ -359,6 +401,15 @@ class Interrupt(NamedTuple):
     sequence: int
 
 
+class TrimSlot(NamedTuple):
+    """Have the slot give back memory as soon as it runs no task; SlotTrimmed follows, unless its process ends.
+
+    `idle`: it runs none, so it has to be woken. A task is not disturbed: a signal would cut its system calls short."""
+
+    slot: int
+    idle: bool
+
+
 class KillSlot(NamedTuple):
     """End the slot's process and all that it started; SlotExited follows."""
 
@@ -378,12 +429,39 @@ class CreateSegment(NamedTuple):
     """Reserve a segment; write `data` into it unless they are empty. Answered by SegmentCreated or SegmentFailed.
 
     `slot` is the one that will write to it, -1 if none will: it may have one mapped that is free.
+    `on_disk`: it may not lie in memory. If it may, and memory is full all the same, it lies on disk too.
     """
 
     request: int
     nbytes: int
     data: bytes
     slot: int = -1
+    on_disk: bool = False
+
+
+class ShrinkSegments(NamedTuple):
+    """Give so much memory of segments back that are kept to be used again, if there is so much."""
+
+    nbytes: int
+
+
+class SpillSegment(NamedTuple):
+    """Copy a segment to disk, perhaps compressed, and make a checksum; Spilled or SpillFailed follows."""
+
+    key: int
+    path: str
+    nbytes: int
+    compression: str
+
+
+class CheckSpilled(NamedTuple):
+    """Compare a spilled value with its checksum, and unpack it if it is compressed; SpilledChecked follows."""
+
+    key: int
+    path: str
+    nbytes: int
+    checksum: int
+    compression: str
 
 
 class RemoveSegments(NamedTuple):
@@ -448,7 +526,8 @@ class Say(NamedTuple):
 
 
 class Close(NamedTuple):
-    """The worker has ended: send what is unsent, end the slots, remove the segments, exit with that status."""
+    """The worker has ended: send what is unsent, end the slots, remove the segments, exit with that status; with
+    `RESTART_STATUS`, start again with the same arguments."""
 
     reason: str
     exit_status: int
@@ -456,7 +535,8 @@ class Close(NamedTuple):
 
 Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
-    | TakeBack | Interrupt | KillSlot | BecomeCoroutines | StopCoroutine
+    | TakeBack | Interrupt | TrimSlot | KillSlot | BecomeCoroutines | StopCoroutine
+    | ShrinkSegments | SpillSegment | CheckSpilled
     | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
     | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

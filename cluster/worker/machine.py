@@ -15,12 +15,16 @@ from cluster.wire import messages
 from cluster.worker import events
 from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.errands import Errands
-from cluster.worker.events import Close, Effect, Event
+from cluster.worker.events import RESTART_STATUS, Close, Effect, Event, Say
+from cluster.worker.inputs import keys_in_slots
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.orders import Orders
 from cluster.worker.output import Outputs
 from cluster.worker.queue import ReadyQueue
+from cluster.worker.room import Room
+from cluster.worker.slot_memory import SlotMemory
+from cluster.worker.spilling import Spilling
 from cluster.worker.supply import Supply
 from cluster.worker.uploads import Uploads
 from cluster.worker.values import Values
@@ -47,8 +51,12 @@ class AgentIdentity(NamedTuple):
     drain_seconds: float
     one_task_at_a_time: bool = False
     """Whether the shell has no pipe that tasks can be taken back from (see `events`)."""
-    disk_prefix: str = ""
-    """How the paths of segments begin that lie on disk and not in memory; empty: none does."""
+    disk_prefixes: tuple[str, ...] = ()
+    """How the paths of segments begin that lie on disk and not in memory."""
+    spill_quota_bytes: int = 0
+    """How much of the disk spilled values may take; 0: as much as there is; below 0: there is none."""
+    spill_compression: str = ""
+    """How spilled values are compressed: "", "lz4" or "zstd"."""
 
 
 class Agent:
@@ -60,8 +68,28 @@ class Agent:
         self._queue = ReadyQueue()
         self._last_request = 0
         values = Values()
-        self.memory = Memory(identity.memory_limit_bytes, values, identity.disk_prefix)
-        self.supply = Supply(self._ledger, self._queue, identity.address, self._new_request, values, self.memory)
+        self.memory = Memory(identity.memory_limit_bytes, values, identity.disk_prefixes)
+        self.spilling = Spilling(
+            self._ledger,
+            values,
+            self.memory,
+            self._ledger.needed_values,
+            lambda: keys_in_slots(self.workforce),
+            quota_bytes=identity.spill_quota_bytes,
+            compression=identity.spill_compression,
+        )
+        self.room = Room(self._ledger, self.memory, self.spilling)
+        self.supply = Supply(
+            self._ledger,
+            self._queue,
+            identity.address,
+            self._new_request,
+            values,
+            self.memory,
+            self.room,
+            self.spilling,
+        )
+        self.room.let_go = self.supply.let_replicas_go
         self.orders = Orders(self._ledger)
         self.outputs = Outputs(self._ledger, self.orders)
         self.workforce = Workforce(
@@ -71,9 +99,12 @@ class Agent:
             self.supply,
             self.outputs,
             self.memory,
+            self.room,
+            self.spilling,
             self._new_request,
             one_task_at_a_time=identity.one_task_at_a_time,
         )
+        self.slot_memory = SlotMemory(self._ledger, self.workforce, self.memory, self.room)
         self.errands = Errands(self._ledger, self.orders)
         self.uploads = Uploads(self._ledger, self.orders, self.workforce)
         self.orders.register("restart", self._restart)
@@ -116,6 +147,7 @@ class Agent:
             self._ledger.flush_at,
             self.outputs.flush_at,
             self._drain_ends,
+            self.room.next_wakeup,
             self.workforce.next_wakeup(),
         )
         return min((time for time in times if time is not None), default=None)
@@ -137,9 +169,40 @@ class Agent:
         elif self.workforce.nesting.active:
             self.workforce.nesting.let_go_on()
         self.supply.finish_event()
+        self.room.serve(now)
+        if self.room.refused:
+            refused, self.room.refused = self.room.refused, []
+            for request, reason in refused:
+                self._no_room(request, reason)
+        self._note_shortage(now)
         if self._draining:
             self._drain(now)
         return effects
+
+    def _measured(self, figures: dict[str, Any], slots: dict[int, int], now: float) -> None:
+        self._figures = figures
+        self.memory.measured(figures)
+        self.slot_memory.measured(slots, int(figures.get("starter_bytes", 0)), now)
+        if self.slot_memory.restart_reason and not self._draining:
+            self._ledger.effects.append(Say(f"the worker drains and restarts: {self.slot_memory.restart_reason}"))
+            self._start_draining(now)
+
+    def _no_room(self, request: int, reason: str) -> None:
+        """Whoever asked for that segment does not get one."""
+        self.room.made(request, "")
+        if self.supply.awaits_segment(request):
+            self.supply.segment_failed(request, reason)
+        else:
+            self.workforce.segments.failed(request, reason)
+
+    def _note_shortage(self, now: float) -> None:
+        """While there is no room anywhere, begin nothing new beside what runs, and say so at once."""
+        if self.room.is_short != self.workforce.crowded:
+            self.workforce.crowded = self.room.is_short
+            if not self.room.is_short:
+                self.workforce.give_out(now)
+            if self.welcomed:
+                self._heartbeat_at = now
 
     def _take(self, now: float, event: Event) -> None:
         workforce, supply = self.workforce, self.supply
@@ -159,9 +222,9 @@ class Agent:
                 workforce.took_back(slot, sequences, now)
             case events.FromPeer(peer, message):
                 if isinstance(message, messages.GetValues):
-                    supply.serve(peer, message)
+                    supply.serve(peer, message, now)
                 elif isinstance(message, messages.GetPiece):
-                    supply.serve_piece(peer, message)
+                    supply.serve_piece(peer, message, now)
                 else:
                     supply.put(peer, message)
             case events.ValuePut(peer, row, attempt, nbytes, path):
@@ -184,11 +247,16 @@ class Agent:
                 else:
                     workforce.segments.created(request, path)
             case events.SegmentFailed(request, reason):
-                if supply.awaits_segment(request):
-                    supply.segment_failed(request, reason)
-                else:
-                    workforce.segments.failed(request, reason)
+                if not self.room.tries_again(request, reason, now):
+                    self._no_room(request, reason)
+            case events.Spilled():
+                self.spilling.spilled(event)
+            case events.SpillFailed():
+                self.spilling.spill_failed(event, now)
+            case events.SpilledChecked():
+                supply.spilled_checked(event, now)
             case events.SlotReady(slot):
+                self.slot_memory.started(slot)
                 workforce.ready(slot, now)
             case events.SlotWrote(slot, pieces, seconds):
                 self.outputs.take(slot, workforce.process(slot).front(), pieces, seconds, now)
@@ -203,9 +271,10 @@ class Agent:
                 self.errands.ended(event)
             case events.ModuleStored(request, error):
                 self.uploads.stored(request, error)
-            case events.Measured(figures):
-                self._figures = figures
-                self.memory.measured(figures)
+            case events.Measured(figures, slots):
+                self._measured(figures, slots, now)
+            case events.SlotTrimmed(slot, nbytes):
+                self.slot_memory.trimmed(slot, nbytes)
             case events.Started():
                 self._join()
             case events.DrainAsked():
@@ -227,7 +296,7 @@ class Agent:
             case messages.Grant():
                 assignment = self._ledger.open(message)
                 if assignment is not None:
-                    self.supply.bring(assignment)
+                    self.supply.bring(assignment, now)
             case messages.DefineFunction(function_id, name, blob):
                 self.workforce.functions[function_id] = (name, blob)
             case messages.EndActor(attempt, row):
@@ -320,6 +389,8 @@ class Agent:
                 "coroutines": self.workforce.coroutines.count,
                 **self._figures,
                 **self.memory.figures(),
+                "intake_paused": self.workforce.crowded,
+                "spill_problem": self.spilling.problem if self.workforce.crowded else "",
             }
             ledger.send(messages.AgentHeartbeat(ledger.epoch, report))
 
@@ -342,7 +413,8 @@ class Agent:
             self._bring_back(_DRAINING_REQUEST, self._queue.count + self.supply.waiting_count)
         self._ledger.flush()
         if not self.workforce.running_count:
-            self._close("it has drained", 0)
+            reason = self.slot_memory.restart_reason
+            self._close(f"it starts again: {reason}" if reason else "it has drained", RESTART_STATUS if reason else 0)
         elif self._drain_ends is not None and now >= self._drain_ends and not self._ending:
             self._ending = True
             self._drain_ends = None

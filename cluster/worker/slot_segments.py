@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cluster.worker.events import AnswerSegment, CreateSegment, RemoveSegments
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
+from cluster.worker.room import Room
 from cluster.worker.slots import Slot
 
 __all__ = ["SlotSegments"]
@@ -16,9 +17,15 @@ class SlotSegments:
     """What slots were promised. `find` gives a process by its number, None if it is no more."""
 
     def __init__(
-        self, ledger: Ledger, new_request: Callable[[], int], find: Callable[[int], Slot | None], memory: Memory
+        self,
+        ledger: Ledger,
+        new_request: Callable[[], int],
+        find: Callable[[int], Slot | None],
+        memory: Memory,
+        room: Room,
     ) -> None:
         self._ledger = ledger
+        self._room = room
         self._memory = memory
         self._new_request = new_request
         self._find = find
@@ -37,13 +44,12 @@ class SlotSegments:
         request = slot.segment_request = self._new_request()
         slot.segment_for = sequence
         self._requests[request] = (index, sequence)
-        self._memory.asked(request, nbytes)
-        self._ledger.effects.append(CreateSegment(request, nbytes, b"", index))
+        self._room.ask(CreateSegment(request, nbytes, b"", index))
 
     def created(self, request: int, path: str) -> None:
         """Hand the segment to the slot, if it still waits."""
         index, sequence = self._requests.pop(request)
-        self._memory.made(request, path)
+        self._room.made(request, path)
         slot = self._find(index)
         if slot is None or slot.segment_request != request:
             self._remove(path)
@@ -55,7 +61,6 @@ class SlotSegments:
     def failed(self, request: int, reason: str) -> None:
         """There is no room for the result."""
         index, sequence = self._requests.pop(request)
-        self._memory.made(request, "")
         slot = self._find(index)
         if slot is not None and slot.segment_request == request:
             slot.segment_request = 0

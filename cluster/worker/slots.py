@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from cluster.worker.queue import Assignment, Stretch
 
-__all__ = ["STOP_PATIENCE_SECONDS", "Frame", "RunTimes", "Slot", "SlotState"]
+__all__ = ["STOP_PATIENCE_SECONDS", "Frame", "MemoryEnd", "RunTimes", "Slot", "SlotState"]
 
 STOP_PATIENCE_SECONDS: Final = 1.0
 """Between asking a task to stop and killing its slot."""
@@ -73,6 +73,17 @@ class Frame:
         return self.assignment.attempt, self.assignment.rows[self.index]
 
 
+class MemoryEnd(NamedTuple):
+    """A task is ended because the worker has passed its memory limit."""
+
+    sequence: int
+    nbytes: int
+    """What its process held."""
+    used_bytes: int
+    """… and the whole worker, of `limit_bytes`."""
+    limit_bytes: int
+
+
 class SlotState(Enum):
     """Where a slot's process is in its life."""
 
@@ -104,6 +115,7 @@ class Slot:
         self.woken = False  # the last of these wants to go on
         self.stops: dict[int, str] = {}  # sequence -> "cancelled" or "timeout": to be ended, why
         self.kill_at: float | None = None  # an interrupt was sent; when patience ends
+        self.end_for_memory: MemoryEnd | None = None  # its process is ended for the task that is named there
         self.segment = ""  # path of the segment that the running task was given
         self.segment_for = 0  # the sequence of the task for which one was asked last
         self.segment_request = 0  # … or the request for one that is under way

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cluster.wire import messages
@@ -16,6 +17,7 @@ from cluster.worker.events import (
     Say,
     ServePiece,
     ServeSegment,
+    SpilledChecked,
     ToPeer,
 )
 from cluster.worker.fetching import Fetching, Want
@@ -24,6 +26,9 @@ from cluster.worker.memory import Memory
 from cluster.worker.pieces import PIECE_LIMIT_BYTES
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.replicas import Replicas
+from cluster.worker.returning import Returning
+from cluster.worker.room import Room
+from cluster.worker.spilling import Spilling
 from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
 
 __all__ = ["Supply"]
@@ -64,12 +69,18 @@ class Supply:
         new_request: Callable[[], int],
         values: Values,
         memory: Memory,
+        room: Room,
+        spilling: Spilling,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
         self._new_request = new_request
         self.values = values
         self._memory = memory
+        self._room = room
+        self._spilling = spilling
+        self._own_address = own_address
+        self.returning = Returning(spilling, own_address)
         self._fetching = Fetching(own_address)
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
         self._arrivals: dict[int, Arrival] = {}
@@ -84,22 +95,26 @@ class Supply:
 
     # ------------------------------------------------------------------ tasks
 
-    def bring(self, assignment: Assignment) -> None:
-        """Queue the tasks whose inputs are here, and get what the others lack."""
+    def bring(self, assignment: Assignment, now: float, first: int = 0, count: int = -1) -> None:
+        """Queue the tasks whose inputs are here, and get what the others lack; `first` and `count`: of these alone."""
         if assignment.values:
             self.finish_freeing()
-        count = len(assignment.rows)
+        if count < 0:
+            count = len(assignment.rows)
         missing: dict[int, Want] = {}
         held = self.values
         if len(self.replicas):
             self.replicas.needed(value_key(entry[1], entry[0]) for entry in assignment.values)
         for position, entry in enumerate(assignment.values):
-            if value_key(entry[1], entry[0]) not in held:
+            key = value_key(entry[1], entry[0])
+            if key not in held:
                 missing[position] = self._fetching.want(entry)
+            elif self._spilling.any and self._spilling.is_unchecked(key, now):
+                missing[position] = self.returning.want(key, entry[2])
         if not missing:
-            self._queue.append(assignment, 0, count)
+            self._queue.append(assignment, first, count)
             return
-        for index in range(count):
+        for index in range(first, first + count):
             lacking = [missing[need] for need in dict.fromkeys(assignment.needs(index)) if need in missing]
             if not lacking:
                 self._queue.append(assignment, index, 1)
@@ -128,10 +143,23 @@ class Supply:
         wants = []
         for need in dict.fromkeys(assignment.needs(index)):
             row, attempt = assignment.values[need][:2]
-            want = self._fetching.find(value_key(attempt, row))
+            key = value_key(attempt, row)
+            want = self._fetching.find(key) or self.returning.find(key)
             if want is not None:
                 wants.append(want)
         return wants
+
+    def sends_back(self, assignment: Assignment, first: int, count: int, now: float) -> bool:
+        """Whether some of these tasks, which were queued, need a value that was spilled since: they all wait then."""
+        if not self._spilling.any:
+            return False
+        for task in range(first, first + count) if assignment.input_starts else (first,):
+            for need in assignment.takes(task):
+                row, attempt = assignment.values[need][:2]
+                if self._spilling.is_unchecked(value_key(attempt, row), now):
+                    self.bring(assignment, now, first, count)
+                    return True
+        return False
 
     def stop_waiting(self, assignment: Assignment, index: int) -> bool:
         """Take one task out; False if it is not among those that wait."""
@@ -145,7 +173,11 @@ class Supply:
 
     def store_segment(self, attempt: int, row: int, path: str, nbytes: int) -> None:
         """Hold the large value of a run that has ended here."""
-        self.values.add_segment(value_key(attempt, row), self._memory.segment(path, nbytes))
+        self._hold_segment(value_key(attempt, row), self._memory.segment(path, nbytes))
+
+    def _hold_segment(self, key: int, segment: Segment) -> None:
+        self.values.add_segment(key, segment)
+        self._spilling.holds(key, segment)
 
     def put(self, peer: int, message: messages.PutValue) -> None:
         """A peer pushes a value that came with its message."""
@@ -159,7 +191,7 @@ class Supply:
         if key in self.values:
             self._ledger.effects.append(RemoveSegments([path]))
         else:
-            self.values.add_segment(key, segment)
+            self._hold_segment(key, segment)
         self._now_held(peer, row, attempt, nbytes)
 
     def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
@@ -208,6 +240,15 @@ class Supply:
             want.ordered = True
             self._check_hopeless(want)
 
+    def let_replicas_go(self, nbytes: int) -> int:
+        """Memory is short by so much: ask leave to drop copies that nobody needs here; how much that would bring."""
+        if not len(self.replicas):
+            return 0
+        droppable_bytes = self.replicas.droppable_bytes
+        self.replicas.let_go(nbytes)
+        self.replicas.finish_event()
+        return droppable_bytes
+
     def drop_replicas(self, message: messages.DropAllowed) -> None:
         """Let copies go, as the scheduler allows, that no task needs by now."""
         self.finish_freeing()
@@ -221,13 +262,12 @@ class Supply:
     def segment_created(self, request: int, path: str) -> None:
         """The segment for a value that came as bytes is there, with the bytes in it."""
         arrival = self._arrivals.pop(request)
-        self._memory.made(request, path)
+        self._room.made(request, path)
         self.arrived_in_segment(arrival.peer, arrival.row, arrival.attempt, arrival.nbytes, path)
 
     def segment_failed(self, request: int, reason: str) -> None:
         """There is no room for a value that came."""
         arrival = self._arrivals.pop(request)
-        self._memory.made(request, "")
         row, attempt = arrival.row, arrival.attempt
         if arrival.peer != _NOBODY:
             self._ledger.effects.append(ToPeer(arrival.peer, messages.PutDone(row, attempt, reason)))
@@ -242,24 +282,36 @@ class Supply:
 
     # ------------------------------------------------------------------ values that go
 
-    def serve(self, peer: int, message: messages.GetValues) -> None:
+    def serve(self, peer: int, message: messages.GetValues, now: float) -> None:
         """Answer a peer that asks for values, in its order."""
         request, names = message
-        effects = self._ledger.effects
         for position in range(0, len(names), 2):
             row, attempt = names[position], names[position + 1]
-            value = self.values.get(value_key(attempt, row))
-            if value is None:
-                effects.append(ToPeer(peer, messages.ValueMissing(request, row, attempt)))
-            elif isinstance(value, Segment):
-                effects.append(ServeSegment(peer, request, row, attempt, value.nbytes, value.path))
-            else:
-                effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
+            answer = partial(self._answer, peer, request, row, attempt)
+            self.returning.answer(peer, value_key(attempt, row), answer, now)
 
-    def serve_piece(self, peer: int, message: messages.GetPiece) -> None:
+    def _answer(self, peer: int, request: int, row: int, attempt: int) -> None:
+        effects = self._ledger.effects
+        key = value_key(attempt, row)
+        value = self.values.get(key)
+        if value is None:
+            effects.append(ToPeer(peer, messages.ValueMissing(request, row, attempt)))
+        elif isinstance(value, Segment):
+            self._spilling.used(key)
+            effects.append(ServeSegment(peer, request, row, attempt, value.nbytes, value.path))
+        else:
+            effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
+
+    def serve_piece(self, peer: int, message: messages.GetPiece, now: float) -> None:
         """Answer a peer that asks for some bytes of a large value."""
+        key = value_key(message.attempt, message.row)
+        self.returning.answer(peer, key, partial(self._answer_piece, peer, message), now)
+
+    def _answer_piece(self, peer: int, message: messages.GetPiece) -> None:
         row, attempt, offset, nbytes = message
-        value = self.values.get(value_key(attempt, row))
+        key = value_key(attempt, row)
+        value = self.values.get(key)
+        self._spilling.used(key)
         asks_well = offset >= 0 and 0 < nbytes <= PIECE_LIMIT_BYTES
         if isinstance(value, Segment) and asks_well and offset + nbytes <= value.nbytes:
             self._ledger.effects.append(ServePiece(peer, row, attempt, offset, nbytes, value.path))
@@ -288,13 +340,45 @@ class Supply:
                 self._freed.appendleft((attempt, first + rows, count - rows))
                 count = rows
             rows -= count
-            paths += (segment.path for _, segment in self.values.remove(attempt, first, count))
+            paths += self._forget(attempt, first, count)
             if len(self.replicas):
                 self.replicas.gone(range(value_key(attempt, first), value_key(attempt, first) + count))
             if len(self._fetching):
                 self._end_wants(attempt, first, count)
         if paths:
             self._ledger.effects.append(RemoveSegments(paths))
+
+    def _forget(self, attempt: int, first: int, count: int) -> list[str]:
+        paths: list[str] = []
+        for key, segment in self.values.remove(attempt, first, count):
+            paths += self._spilling.forget(key, segment)
+            want = self.returning.take(key)
+            if want is not None:
+                self._give_up(want, want.address, "the scheduler freed it")
+        return paths
+
+    # ------------------------------------------------------------------ values that come back from disk
+
+    def spilled_checked(self, event: SpilledChecked, now: float) -> None:
+        """A spilled value was compared: who needs it goes on, or has lost it."""
+        key = event.key
+        row, attempt = key & 0xFFFFFFFF, key >> 32
+        if not event.reason:
+            if self._spilling.checked(key, event.path, event.new_path, now):
+                want = self.returning.take(key)
+                if want is not None:
+                    self._go_on(want)
+        elif self._spilling.damaged(key, event.path):
+            reason = f"{event.path} is damaged: {event.reason}"
+            self._ledger.effects.append(
+                Say(f"a value on disk is lost, and computed again where it is needed: {reason}")
+            )
+            want = self.returning.take(key)
+            self._ledger.effects.append(RemoveSegments(self._forget(attempt, row, 1)))
+            self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, self._own_address, reason))
+            if want is not None:
+                self._give_up(want, self._own_address, reason)
+        self.returning.go_on(now)
 
     def _end_wants(self, attempt: int, first: int, count: int) -> None:
         for row in range(first, first + count):
@@ -326,8 +410,7 @@ class Supply:
         else:
             request = self._new_request()
             self._arrivals[request] = Arrival(peer, row, attempt, nbytes)
-            self._memory.asked(request, nbytes)
-            self._ledger.effects.append(CreateSegment(request, nbytes, data))
+            self._room.ask(CreateSegment(request, nbytes, data))
 
     def _now_held(self, peer: int, row: int, attempt: int, nbytes: int) -> None:
         self._held += (row, attempt, nbytes)
@@ -335,10 +418,12 @@ class Supply:
         if peer != _NOBODY:
             self._ledger.effects.append(ToPeer(peer, messages.PutDone(row, attempt, "")))
         want = self._fetching.forget(value_key(attempt, row))
-        if want is None:
-            return
-        if want.begun:  # a client was faster
-            self._ledger.effects.append(GiveUpFetch(row, attempt))
+        if want is not None:
+            if want.begun:  # a client was faster
+                self._ledger.effects.append(GiveUpFetch(row, attempt))
+            self._go_on(want)
+
+    def _go_on(self, want: Want) -> None:
         for assignment, index in want.waiting:
             waiting = self._waiting.get(assignment.attempt << 32 | index)
             if waiting is not None:

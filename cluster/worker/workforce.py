@@ -7,7 +7,6 @@ pipe, for whatever reason, go back to the front of the queue and are given out f
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
@@ -25,15 +24,17 @@ from cluster.worker.events import (
     StartSlot,
     TakeBack,
 )
+from cluster.worker.inputs import GoneInput, pack_inputs
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.nesting import Nesting
 from cluster.worker.output import Outputs
 from cluster.worker.queue import Assignment, ReadyQueue, Stretch
+from cluster.worker.room import Room
 from cluster.worker.slot_segments import SlotSegments
-from cluster.worker.slots import STOP_PATIENCE_SECONDS, RunTimes, Slot, SlotState
+from cluster.worker.slots import STOP_PATIENCE_SECONDS, MemoryEnd, RunTimes, Slot, SlotState
+from cluster.worker.spilling import Spilling
 from cluster.worker.supply import Supply
-from cluster.worker.values import Segment, value_key
 
 __all__ = ["Workforce"]
 
@@ -66,6 +67,8 @@ class Workforce:
         supply: Supply,
         outputs: Outputs,
         memory: Memory,
+        room: Room,
+        spilling: Spilling,
         new_request: Callable[[], int],
         *,
         one_task_at_a_time: bool = False,
@@ -76,11 +79,14 @@ class Workforce:
         self.functions: dict[bytes, tuple[str, bytes]] = {}
         self.paused = False
         """Whether no slot is given anything for now."""
+        self.crowded = False
+        """Whether there is no room for more values: then one task runs at a time, to make some free."""
         self._ledger = ledger
         self._queue = queue
         self._supply = supply
         self._outputs = outputs
-        self.segments = SlotSegments(ledger, new_request, self._find, memory)
+        self.segments = SlotSegments(ledger, new_request, self._find, memory, room)
+        self._spilling = spilling
         self._run_times: dict[bytes, RunTimes] = {}
         self._balance_at: float | None = None
         self._closing = False
@@ -177,7 +183,11 @@ class Workforce:
             sequence = slot.pieces[0].sequence
             assignment, task = slot.end_front(1, now)
             kind = slot.stops.pop(sequence, "died")
-            if was_ours and kind == "died":
+            memory = slot.end_for_memory
+            if memory is not None and memory.sequence == sequence:
+                self.fail_dead(assignment, task, kind, end, waiting=False, memory=memory)
+                was_charged = True
+            elif was_ours and kind == "died":
                 # We ended it for another task, which had just ended by itself.
                 self._queue.put_back([(assignment, task, 1)])
             else:
@@ -188,6 +198,7 @@ class Workforce:
         slot.functions.clear()
         slot.stops.clear()
         slot.kill_at = None
+        slot.end_for_memory = None
         slot.renew = False
         slot.taking_back = False
         slot.pipe_is_empty = True
@@ -213,9 +224,13 @@ class Workforce:
         """Replace the process of each slot as soon as it has ended the task that it runs."""
         for slot in self.slots:
             if slot.state is SlotState.READY:
-                slot.renew = True
-                self._pursue_renewal(slot)
+                self.renew_slot(slot)
         self.coroutines.renew()
+
+    def renew_slot(self, slot: Slot) -> None:
+        """Replace a slot's process as soon as it has ended the task that it runs."""
+        slot.renew = True
+        self._pursue_renewal(slot)
 
     def _pursue_renewal(self, slot: Slot) -> None:
         if not slot.renew or slot.state is not SlotState.READY:
@@ -269,11 +284,20 @@ class Workforce:
         self.fail_dead(assignment, task, kind, end, waiting=False)
 
     def fail_dead(
-        self, assignment: Assignment, task: int, kind: str, end: SlotExited, *, waiting: bool, beside: int = 0
+        self,
+        assignment: Assignment,
+        task: int,
+        kind: str,
+        end: SlotExited,
+        *,
+        waiting: bool,
+        beside: int = 0,
+        memory: MemoryEnd | None = None,
     ) -> None:
-        """A task has ended with its process; `waiting`: while another ran inside it; `beside`: with so many others."""
+        """A task has ended with its process; `waiting`: while another ran inside it; `beside`: with so many others;
+        `memory`: because it held too much."""
         lines = self._outputs.last_lines(assignment.attempt, assignment.rows[task])
-        details = details_of_death(end, kind, lines, waiting=waiting, beside=beside)
+        details = details_of_death(end, kind, lines, waiting=waiting, beside=beside, memory=memory)
         self._ledger.failed(assignment, task, kind, b"", details)
 
     # ------------------------------------------------------------------ reports
@@ -356,6 +380,8 @@ class Workforce:
                 slot for slot in self.slots if slot.state is SlotState.READY and not (slot.taking_back or slot.renew)
             ]
             takers.sort(key=lambda slot: slot.outstanding)  # an idle slot comes before one that is only running low
+            if self.crowded:
+                takers = [] if self.running_count else takers[:1]
             for position, slot in enumerate(takers):
                 if not self._queue.count:
                     break
@@ -393,14 +419,20 @@ class Workforce:
         assignment, first, count = stretch
         if assignment.function_id not in self.functions:
             for task in range(first, first + count):
-                details = {"message": f"the function of {assignment.label} never came to this worker"}
-                self._ledger.failed(assignment, task, "unrunnable", b"", details)
+                message = f"the function of {assignment.label} never came to this worker"
+                self._ledger.failed(assignment, task, "unrunnable", b"", {"message": message})
             return
         starts = inputs = b""
         values: list[Any] = []
         if assignment.inputs:
-            packed = self._pack_inputs(assignment, first, count)
-            if packed is None:
+            if self._supply.sends_back(assignment, first, count, now):
+                return
+            packed = pack_inputs(assignment, first, count, self._supply.values, self._spilling.used)
+            if isinstance(packed, GoneInput):
+                row, attempt = packed
+                details = {"message": "an input is gone", "row": row, "attempt": attempt, "address": ""}
+                for failed in range(first, first + count):
+                    self._ledger.failed(assignment, failed, "missing", b"", details)
                 return
             starts, inputs, values = packed
         function_id = assignment.function_id
@@ -432,29 +464,6 @@ class Workforce:
                 [assignment.attempt, assignment.rows_from(first, count), assignment.origin, assignment.timeout_seconds],
             )
         )
-
-    def _pack_inputs(self, assignment: Assignment, first: int, count: int) -> tuple[bytes, bytes, list[Any]] | None:
-        """The inputs of some tasks as a table and indices into it; None if one is gone, and then they have failed."""
-        place: dict[int, int] = {}
-        values: list[Any] = []
-        starts, inputs = array("I", (0,)), array("I")
-        # What all tasks take is listed once.
-        for task in range(first, first + count) if assignment.input_starts else (first,):
-            for need in assignment.takes(task):
-                position = place.get(need)
-                if position is None:
-                    row, attempt = assignment.values[need][:2]
-                    value = self._supply.values.get(value_key(attempt, row))
-                    if value is None:
-                        details = {"message": "an input is gone", "row": row, "attempt": attempt, "address": ""}
-                        for failed in range(first, first + count):
-                            self._ledger.failed(assignment, failed, "missing", b"", details)
-                        return None
-                    position = place[need] = len(values)
-                    values.append([value.path, value.nbytes] if isinstance(value, Segment) else value)
-                inputs.append(position)
-            starts.append(len(inputs))
-        return starts.tobytes() if assignment.input_starts else b"", inputs.tobytes(), values
 
     def _balance(self, now: float) -> None:
         self._balance_at = None

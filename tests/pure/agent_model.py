@@ -88,12 +88,33 @@ class AgentModel:
     """An agent's machine with everything around it."""
 
     def __init__(
-        self, slots: int = 2, *, start: bool = True, drain_seconds: float = 30.0, one_task_at_a_time: bool = False
+        self,
+        slots: int = 2,
+        *,
+        start: bool = True,
+        drain_seconds: float = 30.0,
+        one_task_at_a_time: bool = False,
+        limit_bytes: int = 1 << 30,
+        quota_bytes: int = 0,
+        compression: str = "",
     ) -> None:
         self.now = 100.0
         self.agent = Agent(
             AgentIdentity(
-                b"w" * 16, "w", OWN_ADDRESS, slots, 1 << 30, {}, {}, 1, 1.0, drain_seconds, one_task_at_a_time, "/disk/"
+                b"w" * 16,
+                "w",
+                OWN_ADDRESS,
+                slots,
+                limit_bytes,
+                {},
+                {},
+                1,
+                1.0,
+                drain_seconds,
+                one_task_at_a_time,
+                ("/disk/",),
+                quota_bytes,
+                compression,
             )
         )
         self.one_task_at_a_time = one_task_at_a_time
@@ -113,6 +134,12 @@ class AgentModel:
         self.read_at_once = True
         self.hold_segments = False
         self.held_segments: list[events.CreateSegment] = []
+        self.spills: list[events.SpillSegment] = []
+        self.checks: list[events.CheckSpilled] = []
+        self.answers: list[events.AnswerSegment] = []
+        self.shrunk: list[int] = []
+        self.trims: list[int] = []
+        self.placed: list[bool] = []  # for each segment that was made: whether it had to be on disk
         self.closed: events.Close | None = None
         self._names = 0
         if start:
@@ -252,20 +279,34 @@ class AgentModel:
                 self.noted.append((slot, sequence))
             case events.GoOn():
                 self.went_on.append(tuple(effect))
+            case events.TrimSlot(slot, idle):
+                assert idle == (not self.slots[slot].claimed and not self.slots[slot].pipe)
+                self.trims.append(slot)
             case events.KillSlot(slot):
                 self.killed.append(slot)
             case events.AnswerSegment(slot, sequence, path):
                 assert slot in self.slots
                 assert self.slots[slot].claimed == sequence
                 self.slots[slot].segment = path
+                self.answers.append(effect)
+            case events.ShrinkSegments(nbytes):
+                self.shrunk.append(nbytes)
+            case events.SpillSegment():
+                assert effect.path in self.segments
+                self.spills.append(effect)
+            case events.CheckSpilled():
+                assert effect.path in self.segments
+                self.checks.append(effect)
             case events.CreateSegment(request):
+                self.placed.append(effect.on_disk)
                 if self.hold_segments:
                     self.held_segments.append(effect)
                 elif self.full:
                     pending.append(events.SegmentFailed(request, "full"))
                 else:
-                    pending.append(events.SegmentCreated(request, self.new_segment()))
+                    pending.append(events.SegmentCreated(request, self.new_segment(on_disk=effect.on_disk)))
             case events.RemoveSegments(paths):
+                assert self.segments.issuperset(paths)
                 self.segments.difference_update(paths)
             case events.FetchFrom():
                 self.fetches.append(effect)
@@ -276,10 +317,17 @@ class AgentModel:
             case events.Close():
                 self.closed = effect
 
-    def new_segment(self) -> str:
+    def spill(self) -> events.SpillSegment:
+        """The shell has copied the first of the values that are to go to disk."""
+        spill = self.spills.pop(0)
+        new_path = self.new_segment(on_disk=True)
+        self.feed(events.Spilled(spill.key, spill.path, new_path, spill.nbytes, 7, spill.compression))
+        return spill
+
+    def new_segment(self, *, on_disk: bool = False) -> str:
         """A segment that the shell made."""
         self._names += 1
-        path = f"/{'disk/' if self.on_disk else ''}segment-{self._names}"
+        path = f"/{'disk/' if on_disk or self.on_disk else ''}segment-{self._names}"
         self.segments.add(path)
         return path
 

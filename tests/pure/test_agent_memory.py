@@ -33,7 +33,7 @@ def test_all_that_is_in_memory_is_counted_by_its_kind() -> None:
     assert nonzero(heartbeat(model)) == {"limit_bytes": 1 << 30, "promised_bytes": 3 * MIB}
     model.report(0, [0.1, "segment", 3 * MIB, []])
     model.finish(1, data=b"x" * 100)
-    model.feed(events.Measured({"slot_bytes": 7 * MIB, "free_segment_bytes": 5}))
+    model.feed(events.Measured({"slot_bytes": 7 * MIB, "free_segment_bytes": 5}, {}))
     assert nonzero(heartbeat(model)) == {
         "limit_bytes": 1 << 30,
         "segment_bytes": 3 * MIB,

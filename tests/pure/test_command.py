@@ -75,7 +75,7 @@ STATUS = {
 }
 TASKS = {
     "counts": COUNTS,
-    "labels": [{"label": "load", **COUNTS}],
+    "labels": [{"label": "load", **COUNTS, "bytes": 3 << 20}],
     "tasks": [
         {
             "key": KEY,
@@ -118,6 +118,7 @@ def test_tasks_pass_the_filters_on_and_show_hostile_text_as_text(run: Run) -> No
     assert scheduler.asked == [("tasks", wanted)]
     assert KEY in result.output
     assert "[red]no[/red]" in result.output
+    assert "3.00 MiB" in result.output
     assert "\x1b" not in result.output
     assert "… and 5 more" in result.output
     assert run(scheduler, "tasks", "--limit", "1001").exit_code == 2

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.doctor.checks import Check, check_all, worst_outcome
 from cluster.doctor.findings import Cluster, Findings, Folder
+from cluster.storage.host_limits import HostLimits
 
 GIB = 1 << 30
 VERSIONS = {"python": "3.11.7", "cluster": "0.1.0", "msgpack": "1.1", "numpy": "2.0"}
@@ -30,6 +31,7 @@ SOUND = Findings(
     open_files_limit=65536,
     shared_memory=Folder(path="/dev/shm", size_bytes=8 * GIB, free_bytes=8 * GIB, in_memory=True),
     disk=Folder(path="/tmp", size_bytes=100 * GIB, free_bytes=50 * GIB),
+    limits=HostLimits(16 * GIB, "host", 4.0, "host"),
 )
 
 
@@ -48,6 +50,13 @@ def test_a_sound_machine_is_ok_with_a_cluster_and_without() -> None:
         assert {check.outcome for check in checks} == {"ok"}
         assert not any(check.remedy for check in checks)
         assert worst_outcome(checks) == "ok"
+
+
+def test_what_a_container_allows_is_what_a_worker_takes() -> None:
+    limits = HostLimits(2 * GIB, "cgroup v2", 1.5, "cgroup v1")
+    findings = replace(SOUND, cores_allowed=1.5, limits=limits)
+    assert found(findings, "cores").found == "4, of which this process may use 1.5"
+    assert found(findings, "a worker's defaults").found == "2 slots (cgroup v1), memory_limit 1.60 GiB (cgroup v2)"
 
 
 SHARED, DISK = SOUND.shared_memory, SOUND.disk
@@ -78,7 +87,6 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a clock ahead": ({"cluster": replace(CLUSTER, clock_ahead_seconds=5.0)}, "clock", "warning", "NTP"),
     "a clock behind": ({"cluster": replace(CLUSTER, clock_ahead_seconds=-5.0)}, "clock", "warning", "NTP"),
     "a port in use": ({"port_user": "process 9, nginx"}, "port 8770", "warning", "--port"),
-    "a quota of cores": ({"cores_allowed": 1.5}, "cores", "warning", "--slots 1"),
     "threads": ({"thread_variables": {"OMP_NUM_THREADS": "2"}}, "threads of BLAS and OpenMP", "warning", "--slots 2"),
     "threads that are no number": (
         {"thread_variables": {"OMP_NUM_THREADS": "all"}}, "threads of BLAS and OpenMP", "warning", "a number"
@@ -102,7 +110,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "leftovers": (
         {"shared_memory": replace(SHARED, abandoned_bytes=5)}, "leftover values", "warning", "next worker"
     ),
-    "no folder for files": ({"disk": Folder(path="/x", problem="no")}, "disk for values", "failure", "TMPDIR"),
+    "no folder for files": ({"disk": Folder(path="/x", problem="no")}, "disk for values", "failure", "spill_directory"),
     "a full disk": ({"disk": replace(DISK, free_bytes=1 << 20)}, "disk for values", "failure", "room"),
     "little disk": ({"disk": replace(DISK, free_bytes=GIB)}, "disk for values", "warning", "room"),
     "a disk in memory": ({"disk": replace(DISK, in_memory=True)}, "disk for values", "warning", "on a disk"),

@@ -92,6 +92,20 @@ def test_tasks_are_listed_by_state_label_and_client_the_running_and_failed_first
     worker.inbox.clear()
 
 
+def test_the_values_of_a_label_are_counted_in_bytes() -> None:
+    dialogue = Dialogue()
+    client, observer, worker = dialogue.client(), Observer(dialogue), dialogue.worker("w", slots=4)
+    client.submit(3, function="f")
+    grant = worker.grant()
+    worker.done(grant, pieces=[b"a" * 100, b"b" * 20, b"c" * 3])
+    client.submit(1, function="g")
+    assert {each["label"]: each["bytes"] for each in observer.ask("tasks")["labels"]} == {"f": 123, "g": 0}
+    client.release(1)
+    assert {each["label"]: each["bytes"] for each in observer.ask("tasks")["labels"]} == {"f": 103, "g": 0}
+    client.inbox.clear()
+    worker.inbox.clear()
+
+
 def test_questions_without_sense_are_answered_with_what_is_wrong() -> None:
     dialogue = Dialogue()
     observer = Observer(dialogue)

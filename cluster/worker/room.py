@@ -1,0 +1,159 @@
+"""Room for values: who asks for a segment gets it in memory, after values have made room for it, or on disk.
+
+Requests stand in one line. The first is given room in memory if it fits; else values are spilled, and it waits for
+them; if there is nothing to spill, it gets a file on disk. While the disk has no room either, it waits for something to
+become free, and no new tasks are begun beside those that run. Nobody waits for ever: when nothing has become free for
+long, that there is no room is the answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from cluster.units import format_bytes
+from cluster.worker.events import CreateSegment, ShrinkSegments
+from cluster.worker.ledger import Ledger
+from cluster.worker.memory import Memory
+from cluster.worker.spilling import Spilling
+
+__all__ = ["Room"]
+
+# Above this part of the limit values are spilled though nobody waits, down to the other: who asks next need not wait.
+SPILL_ABOVE: Final = 0.85
+SPILL_DOWN_TO: Final = 0.75
+# Values may always take this part, however much slots hold: where they hold more, other remedies are needed.
+_VALUES_PART: Final = 0.25
+# To look for what can be spilled costs a walk over what is needed.
+_RELIEVED_SECONDS: Final = 0.05
+# How long a request waits while the disk is full and nothing becomes free.
+PATIENCE_SECONDS: Final = 15.0
+
+
+class Room:
+    """The line of those who ask for segments."""
+
+    def __init__(self, ledger: Ledger, memory: Memory, spilling: Spilling) -> None:
+        self._ledger = ledger
+        self._memory = memory
+        self._spilling = spilling
+        self.refused: list[tuple[int, str]] = []
+        """Requests that waited in vain, and why; whoever takes them out answers them."""
+        self.let_go: Callable[[int], int] = lambda nbytes: 0
+        """Asks for so much memory from those who hold what others hold too; how much they will give."""
+        self._line: deque[CreateSegment] = deque()
+        self._given: dict[int, CreateSegment] = {}  # answers to come
+        self._patience: dict[int, tuple[float, int]] = {}  # by request: when it ends, and what was in use meanwhile
+        self._refused: dict[int, int] = {}  # by request: what was in use when the store had no room for it
+        self._relieve_at = 0.0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether memory is full and the disk too: no new work should be begun."""
+        memory = self._memory
+        used = memory.given_bytes + memory.unshared_bytes
+        return bool(self._spilling.problem) and (bool(self._line) or used > memory.limit_bytes)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether so much is in use that it should become less."""
+        memory = self._memory
+        return memory.given_bytes + memory.unshared_bytes > SPILL_ABOVE * memory.limit_bytes
+
+    @property
+    def next_wakeup(self) -> float | None:
+        """When `serve` should be called at the latest."""
+        if not self._line or not self._spilling.problem or self._memory.spilling_bytes:
+            return None  # nobody waits, or for what is on its way
+        return self._spilling.retry_at
+
+    def ask(self, effect: CreateSegment) -> None:
+        """Perform that effect as soon as there is room for it; it comes in `serve`."""
+        self._memory.asked(effect.request, effect.nbytes)
+        self._line.append(effect)
+
+    def serve(self, now: float) -> None:
+        """Give room to those who can have it; called at the end of each event."""
+        self._spilling.drop_copies()
+        while self._line and self._serve(self._line[0], now):
+            self._line.popleft()
+        self._relieve(now)
+
+    def _serve(self, request: CreateSegment, now: float) -> bool:
+        memory, spilling = self._memory, self._spilling
+        excess = memory.given_bytes + request.nbytes - self._limit_bytes()
+        refused_at = self._refused.get(request.request)
+        if refused_at is not None and memory.given_bytes >= refused_at and now < spilling.retry_at:
+            return False  # the store had no room, and nothing has become free since
+        if excess <= 0:
+            self._give(request, on_disk=False)
+            return True
+        if not spilling.problem or not self._has_lost_patience(request.request, now):
+            if request.nbytes <= self._limit_bytes() and spilling.free(excess, now):
+                return False
+            if spilling.problem and now < spilling.retry_at:
+                return False
+        if spilling.has_quota(request.nbytes, now):
+            self._give(request, on_disk=True)
+            return True
+        if not self._has_lost_patience(request.request, now):
+            return False
+        self._given[request.request] = request
+        self._memory.given(request.request, on_disk=True)
+        self.refused.append((request.request, f"no room for {format_bytes(request.nbytes)}: {spilling.problem}"))
+        return True
+
+    def _has_lost_patience(self, request: int, now: float) -> bool:
+        """Whether nothing has become free for long while that request waited."""
+        given_bytes = self._memory.given_bytes
+        ends, before = self._patience.get(request, (now + PATIENCE_SECONDS, given_bytes))
+        if given_bytes < before:
+            ends = now + PATIENCE_SECONDS
+        self._patience[request] = ends, given_bytes
+        return now >= ends
+
+    def made(self, request: int, path: str) -> None:
+        """The segment is there; an empty path: it could not be made."""
+        del self._given[request]
+        self._patience.pop(request, None)
+        self._refused.pop(request, None)
+        self._memory.made(request, path)
+
+    def tries_again(self, request: int, reason: str, now: float) -> bool:
+        """The segment could not be made; whether that is no answer yet, since something may become free."""
+        memory = self._memory
+        others = memory.given_bytes + memory.disk_bytes - memory.promise(request)
+        if not others or self._has_lost_patience(request, now):
+            return False
+        again = self._given.pop(request)
+        memory.made(request, "")
+        self._refused[request] = memory.given_bytes
+        self._spilling.stop(now, reason)
+        self.ask(again)
+        self._line.rotate(1)  # it is the first again
+        return True
+
+    def _limit_bytes(self) -> int:
+        memory = self._memory
+        return max(memory.limit_bytes - memory.unshared_bytes, int(memory.limit_bytes * _VALUES_PART))
+
+    def _give(self, request: CreateSegment, *, on_disk: bool) -> None:
+        self._memory.given(request.request, on_disk=on_disk)
+        self._given[request.request] = request
+        self._ledger.effects.append(request._replace(on_disk=on_disk))
+
+    def _relieve(self, now: float) -> None:
+        memory = self._memory
+        used = memory.given_bytes + memory.unshared_bytes
+        excess = min(used + memory.free_segment_bytes - memory.limit_bytes, memory.free_segment_bytes)
+        if excess > 0:
+            memory.free_segment_bytes -= excess  # until it is measured again
+            self._ledger.effects.append(ShrinkSegments(excess))
+        if used > SPILL_ABOVE * memory.limit_bytes and memory.given_bytes and now >= self._relieve_at:
+            self._relieve_at = now + _RELIEVED_SECONDS
+            if self.let_go(used - int(SPILL_DOWN_TO * memory.limit_bytes)) > used - SPILL_ABOVE * memory.limit_bytes:
+                return  # copies of what others hold go first
+            self._spilling.free(
+                used - int(SPILL_DOWN_TO * memory.limit_bytes), now, needed_too=used > memory.limit_bytes
+            )
