@@ -6,10 +6,14 @@ import json
 import re
 import signal
 import sys
+import textwrap
 
+import psutil
 import pytest
 
 from tests.hosts.cluster_on_hosts import ClusterOnHosts
+from tests.hosts.namespaces import why_not
+from tests.processes.whole_cluster import Daemon
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -142,3 +146,24 @@ def test_the_doctor_looks_at_encryption_and_at_every_worker_from_where_it_runs(c
     reached = checks["workers' addresses"]
     assert reached["outcome"] == "warning"
     assert re.match(r"tls://10\.77\.0\.99:\d+: cannot connect to ", reached["found"])
+
+
+MAKER = """
+    import subprocess, sys, time
+    from tests.hosts.namespaces import Network
+    network = Network(2)
+    sleeper = subprocess.Popen(network[1].command("sleep", "1000"))
+    print("sleeper", sleeper.pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_hosts_and_what_runs_there_end_with_their_maker_however_that_ends() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Daemon([sys.executable, "-c", textwrap.dedent(MAKER)]) as maker:
+        maker.wait_for("sleeper")
+        below = psutil.Process(maker.process.pid).children(recursive=True)
+        assert len(below) == 4  # the switch, two that hold the hosts, and what runs there
+        maker.signal(signal.SIGKILL)
+        assert not psutil.wait_procs(below, timeout=10)[1]

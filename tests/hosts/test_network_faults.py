@@ -55,9 +55,13 @@ def test_with_delay_everything_works(cluster: ClusterOnHosts) -> None:
     cluster.run_program(WORK, "2")
 
 
+@pytest.mark.parametrize("protection", ["encrypted", "checksummed"])
 @pytest.mark.parametrize("order", ["cut 3000000", "corrupt 3000000"])
-def test_a_value_that_is_cut_or_changed_on_its_way_is_fetched_again(cluster: ClusterOnHosts, order: str) -> None:
-    cluster.start_scheduler()
+def test_a_value_that_is_cut_or_changed_on_its_way_is_fetched_again(
+    cluster: ClusterOnHosts, order: str, protection: str
+) -> None:
+    insecure = ("--insecure",) if protection == "checksummed" else ()
+    cluster.start_scheduler("--host", cluster.network[0].address, *insecure)
     relay = worker_behind_relay(cluster)
     relay.order(order)
     program = cluster.start_program(ONE_VALUE_TAKEN_ELSEWHERE)
