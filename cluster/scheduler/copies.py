@@ -54,6 +54,7 @@ class Copies:
         waiting.append(copied)
         if len(waiting) > 1:
             return
+        ledger.copying[row] = ledger.copying.get(row, 0) + 1
         if holders and table.nbytes[row] > SPREAD_FROM_BYTES:
             addresses = self.placement.spreading.sources(row, worker)
             if addresses:  # else it waits for its turn
@@ -82,8 +83,24 @@ class Copies:
         if retirement is not None:
             retirement.gone()
 
+    def tell_of_released(self) -> None:
+        """Of some values that are being copied the last reason to have them is gone: there will be no copies."""
+        rows, self.ledger.uncopied = set(self.ledger.uncopied), []
+        for name in [name for name in self._under_way if name[1] in rows]:
+            self._end(name, "the value was released, or lost, meanwhile")
+
     def _ended(self, worker: WorkerRecord, row: int, attempt: int, error: str) -> None:
-        for copied in self._under_way.pop((worker.index, row, attempt), ()):
+        self._end((worker.index, row, attempt), error)
+
+    def _end(self, name: tuple[int, int, int], error: str) -> None:
+        waiting = self._under_way.pop(name, None)
+        if waiting is None:
+            return
+        copying, row = self.ledger.copying, name[1]
+        copying[row] -= 1
+        if not copying[row]:
+            del copying[row]
+        for copied in waiting:
             copied(error)
 
     # ------------------------------------------------------------------ replicate

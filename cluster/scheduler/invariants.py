@@ -116,7 +116,8 @@ def check_empty(ledger: Ledger) -> None:
     _expect(table.rows_used == 0, f"{table.rows_used} rows are still in use")
     for name in (
         "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "suspects", "contains",
-        "kept_rows", "aliases_of", "pushing", "spreads", "locating", "deferred", "parents", "actors",
+        "kept_rows", "aliases_of", "pushing", "spreads", "copying", "uncopied", "locating", "deferred", "parents",
+        "actors",
     ):  # fmt: skip
         kept = getattr(ledger, name)
         _expect(not kept, f"ledger.{name} still has {len(kept)} entries: {kept}")

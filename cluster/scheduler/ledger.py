@@ -130,6 +130,8 @@ class Ledger:
         self.kept_rows: dict[int, int] = {}  # row -> values kept under names (`coordination.py`) with futures of it
         self.aliases_of: dict[int, list[tuple[ClientRecord, int]]] = {}  # row -> other clients' numbers for it
         self.pushing: dict[int, dict[int, int]] = {}  # offered row -> worker index -> push orders sent
+        self.copying: dict[int, int] = {}  # row -> copies that somebody ordered and waits for
+        self.uncopied: list[int] = []  # of these rows the values went, and that was not told yet
         self.spreads: dict[int, Spread] = {}  # row -> whom its large value is being copied to, and who waits for it
         self.locating: dict[int, list[Any]] = {}  # row -> location requests that wait for it
         self.parents: dict[int, Parent] = {}  # row of a running task -> what is known of it that is of a parent
@@ -348,6 +350,7 @@ class Ledger:
             or self.locating
             or self.pushing
             or self.spreads
+            or self.copying
             or self.table.replicas
             or self.failed_runs
             or self.deaths

@@ -498,6 +498,8 @@ class Lifecycle:
     def _stop_pushing(self, row: int) -> None:
         """A worker that is still sent the value will not need it."""
         ledger, attempt = self.ledger, self.ledger.table.attempt[row]
+        if row in ledger.copying:
+            ledger.uncopied.append(row)
         for worker_index in ledger.pushing.pop(row, ()):
             ledger.order_free(worker_index, attempt, row)
         spread = ledger.spreads.pop(row, None)

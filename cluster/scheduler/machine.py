@@ -146,6 +146,8 @@ class Scheduler:
             if self.lifecycle.cascading:
                 self.lifecycle.cascade(rows)
             self.lifecycle.drain(ROWS_PER_STEP)
+            if self.ledger.uncopied:
+                self.copies.tell_of_released()
             if self.scatters.pending:
                 self.scatters.look()
             self._place(now)

@@ -328,6 +328,7 @@ class SlowPeer:
 
     def __init__(self) -> None:
         self.paused = True
+        self.encrypted = False
         self.context = None
         self.sent: list[Any] = []
         self.files: list[bytes] = []
@@ -355,7 +356,7 @@ def test_an_answer_that_waited_never_holds_another_value(nbytes: int) -> None:
             missing, answer = peer.sent
             assert missing == messages.ValueMissing(5, 6, 7)
             if nbytes == MIB:
-                assert answer == messages.Value(5, 8, 7, b"\3" * nbytes)
+                assert answer[:4] == (5, 8, 7, b"\3" * nbytes)
             else:
                 assert peer.files == [b"\3" * nbytes]
             # What `sendfile` served may lie in a socket's queue for long, so it is not used again.

@@ -123,6 +123,18 @@ def test_replicate_goes_as_a_tree() -> None:
     assert popular.client.hear(messages.Answer).result == [4, []]
 
 
+def test_a_value_that_is_released_while_it_is_copied_leaves_nobody_waiting() -> None:
+    popular = Popular(5)
+    popular.replicate()
+    popular.client.release(popular.number)
+    answer = popular.client.hear(messages.Answer)
+    made, errors = answer.result
+    assert made == 4 and len(errors) == 4 and "released" in errors[0]
+    assert not popular.dialogue.ledger.copying
+    for worker in popular.workers:
+        worker.inbox.clear()
+
+
 # --------------------------------------------------------------------------- a client that broadcasts
 
 
