@@ -8,6 +8,7 @@ from benchmarks import (
     dask_collections,
     faces,
     first_value,
+    graph_memory,
     graphs,
     hosts,
     latency,
@@ -41,6 +42,7 @@ CASES: dict[str, Case] = {
         hosts,
         searches,
         dask_collections,
+        graph_memory,
         values,
         spilling,
     )

@@ -100,6 +100,15 @@ class Administration(ClientCore):
         """Wait for futures, and have each value on `n` workers (all by default), of those named if some are."""
         return self._complete(self._replicate(futures, n, workers))
 
+    def rebalance(self, futures: Any = None, *, workers: str | Iterable[str] | None = None) -> None:
+        """Move values from workers that hold much to those that hold little, by their memory limits.
+
+        Waits until it is done. With `futures` only their values are moved, and waited for; with `workers` only those
+        (names or addresses) give and take. A value that a running task takes stays where it is. Raises ClusterError if
+        values could not be copied; they are where they were then.
+        """
+        return self._complete(self._rebalance(futures, workers))
+
     def retire_workers(self, workers: str | Iterable[str] | None = None, *, close_workers: bool = True) -> list[str]:
         """Have workers end once their tasks have, and what only they hold was handed on; return their addresses.
 
@@ -201,6 +210,25 @@ class Administration(ClientCore):
     def _replicate(self, futures: Any, n: int | None, workers: str | Iterable[str] | None) -> Operation[None]:
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise ValueError(f"n must be how many workers shall have each value, at least 1, not {n!r}")
+        numbers = yield from self._finished(futures)
+        detail = {"numbers": runs_of(numbers), "count": n or 0, "workers": worker_names(workers)}
+        _, errors = yield from self._ask("replicate", detail)
+        if errors:
+            raise ClusterError(f"not all copies could be made: {'; '.join(errors)}")
+
+    def _rebalance(self, futures: Any, workers: str | Iterable[str] | None) -> Operation[None]:
+        numbers: list[int] = []
+        if futures is not None:
+            numbers = yield from self._finished(futures)
+            if not numbers:
+                return
+        detail = {"numbers": runs_of(numbers), "workers": worker_names(workers)}
+        _, _, errors = yield from self._ask("rebalance", detail)
+        if errors:
+            raise ClusterError(f"not all values could be moved: {'; '.join(errors)}")
+
+    def _finished(self, futures: Any) -> Operation[list[int]]:
+        """Wait for futures; their numbers. Raises ClusterError for one that has no value."""
         wanted = list(each_future(futures))
         for future in wanted:
             self._check_own(future)
@@ -212,10 +240,7 @@ class Administration(ClientCore):
         for future in wanted:
             if future.status != "finished":
                 raise ClusterError(f"{future.key} has no value that could be copied: it is {future.status}")
-        detail = {"numbers": runs_of(numbers), "count": n or 0, "workers": worker_names(workers)}
-        _, errors = yield from self._ask("replicate", detail)
-        if errors:
-            raise ClusterError(f"not all copies could be made: {'; '.join(errors)}")
+        return numbers
 
     def _retire(self, workers: str | Iterable[str] | None, close: bool) -> Operation[list[str]]:
         retired = yield from self._ask("retire_workers", {"workers": worker_names(workers), "close": close})

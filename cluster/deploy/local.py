@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from cluster import config
 from cluster.client.html import card
+from cluster.deploy.adapting import Adapting
+from cluster.deploy.adapting_local import Adaptation
 from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
 from cluster.storage.host_limits import host_limits
@@ -69,6 +71,7 @@ class LocalCluster:
         self._scheduler: list[_Daemon] = []
         self._workers: dict[str, _Daemon] = {}
         self._workers_made = 0
+        self._adaptation: Adaptation | None = None
         # Runs at the latest when the interpreter ends; if that is killed, the closing of the sockets does.
         self._end = weakref.finalize(self, _end, self._scheduler, self._workers)
         self._token = new_id().hex()[:6]
@@ -90,6 +93,32 @@ class LocalCluster:
     def workers(self) -> list[str]:
         """The names of the workers."""
         return list(self._workers)
+
+    def adapt(self, minimum: int = 0, maximum: int | None = None) -> None:
+        """Start and end workers from now on as there is work for them: at least `minimum`, at most `maximum` of them.
+
+        Without a maximum there are as many as have a core for each slot. Workers are started as soon as there is more
+        work than is done in a few seconds, or more is held than fits; one is ended when it was not needed for ten
+        seconds, after it has handed on what only it holds. Called again, it changes the bounds.
+        """
+        maximum = max(1, minimum, host_limits().slots // self.slots) if maximum is None else maximum
+        for name, bound in (("minimum", minimum), ("maximum", maximum)):
+            if isinstance(bound, bool) or not isinstance(bound, int) or bound < 0:
+                raise ValueError(f"{name} must be a number of workers, at least 0, not {bound!r}")
+        if maximum < max(1, minimum):
+            raise ValueError(f"maximum must be at least 1 and at least minimum ({minimum}), not {maximum}")
+        if self._adaptation is not None:
+            self._adaptation.adapting.minimum, self._adaptation.adapting.maximum = minimum, maximum
+            return
+        self._adaptation = Adaptation(self, Adapting(minimum, maximum, self.slots, self.memory_limit_bytes))
+
+    def forget_ended(self) -> set[str]:
+        """Forget workers whose processes have ended; the names of the others."""
+        for name, daemon in list(self._workers.items()):
+            if daemon.process.poll() is not None:
+                daemon.socket.close()
+                del self._workers[name]
+        return set(self._workers)
 
     def scale(self, n_workers: int) -> None:
         """Start workers until there are so many; ends none."""
@@ -127,6 +156,9 @@ class LocalCluster:
 
     def close(self) -> None:
         """End all processes and wait until they are gone."""
+        if self._adaptation is not None:
+            self._adaptation.end()
+            self._adaptation = None
         self._end()
 
     def __enter__(self) -> LocalCluster:

@@ -9,8 +9,9 @@ admitted when what it makes, and the inputs that must be moved for it, fit as we
 - What is there for others never takes all: results that a client wants, and other clients' values, can go to disk. At
   least half of the budget is for the work of those clients that have work there, in equal parts. So what is held for
   one cannot stop another's producers.
-- The world never stops: when nothing of the client runs at the worker, and nothing is being moved or spilled there,
-  its first task in order is admitted whatever it needs.
+- The world never stops. When nothing of the client runs at the worker, and nothing is being moved or spilled there, the
+  first task that uses values up, or makes the last one that another task waits for, is admitted whatever it needs. Any
+  other is when nothing of the client runs anywhere: as long as something does, its end may make room.
 - Nothing is known of a function until its first result has come. Until then its tasks are granted to free slots only,
   and where there is any room at all.
 """
@@ -18,10 +19,11 @@ admitted when what it makes, and the inputs that must be moved for it, fit as we
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from cluster.scheduler.ledger import Ledger
-from cluster.scheduler.table import INTERMEDIATE, Run
+from cluster.scheduler.table import INTERMEDIATE, WAITING, Run
 from cluster.scheduler.workers import WorkerRecord
 
 __all__ = ["Admission", "freed_bytes", "is_held_back", "need_bytes", "room_bytes"]
@@ -30,6 +32,9 @@ WORK_SHARE: Final = 0.5  # of the budget, which is never taken by what is there 
 EASY_SHARE: Final = 0.5  # of the budget: up to there nobody looks at single tasks
 
 AS_MUCH: Final = 0.8  # estimates of two functions whose results are alike differ by so much, now and then
+BRINGING_SHARE: Final = 0.8  # of the memory limit, with what is brought for a task that frees what it makes
+DEPENDENTS_LOOKED_AT: Final = 16
+STEPS_FOLLOWED: Final = 8  # through tasks that take one value each
 NO_LIMIT: Final = 1 << 62
 
 
@@ -79,24 +84,24 @@ def freed_bytes(ledger: Ledger, row: int) -> float:
 def is_held_back(ledger: Ledger, row: int, worker: WorkerRecord, now: float) -> bool:
     """Whether a ready task must wait, as things are, for room in a worker's memory."""
     run = ledger.run(row)
-    if run.makes_actor or run.calls_actor or made_bytes(run) == 0:
+    made = made_bytes(run)
+    if run.makes_actor or run.calls_actor or made == 0:
         return False
     room = room_bytes(worker, run.client.identity)
-    return not (
-        (room > 0 and need_bytes(ledger, row, worker) <= room)
-        or passes_freely(ledger, row, run)
-        or stands_still(worker, run.client.identity, now)
-    )
-
-
-def passes_freely(ledger: Ledger, row: int, run: Run) -> bool:
-    """Whether a task frees about as much as it makes."""
-    made = run.output_sizes.estimate_bytes
-    return not run.memory_bytes and made is not None and freed_bytes(ledger, row) >= made * AS_MUCH
+    need = need_bytes(ledger, row, worker)
+    if room > 0 and need <= room:
+        return False
+    if made is not None and not run.memory_bytes and freed_bytes(ledger, row) >= made * AS_MUCH:
+        # What has to be brought here for it is freed elsewhere first, and must find a place until then.
+        memory = worker.memory
+        brought = need - made
+        if not brought or memory.used_bytes(worker.held_bytes) + need <= BRINGING_SHARE * memory.limit_bytes:
+            return False
+    return not (stands_still(worker, run.client.identity, now) and _helps(ledger, row, run))
 
 
 def stands_still(worker: WorkerRecord, client: bytes, now: float) -> bool:
-    """Whether waiting would bring a client nothing: none of its tasks runs there, nothing is moved or spilled there."""
+    """Whether waiting brings nothing at a worker: no task of the client runs, nothing is moved or spilled there."""
     memory = worker.memory
     if memory.coming or memory.is_spilling(now):
         return False
@@ -106,6 +111,28 @@ def stands_still(worker: WorkerRecord, client: bytes, now: float) -> bool:
         and not (grant.run.makes_actor or grant.run.calls_actor)
         for attempt, grant in worker.grants.items()
     )
+
+
+def _helps(ledger: Ledger, row: int, run: Run) -> bool:
+    """Whether a task for which there is no room is worth the overflow: it uses values up, or completes what another
+    takes; or nothing of its client runs anywhere, so that nothing else would ever make room."""
+    return run.dependency_starts is not None or run.client.running == 0 or _completes_a_consumer(ledger, row)
+
+
+def _completes_a_consumer(ledger: Ledger, row: int) -> bool:
+    """Whether some task has all its other inputs, and waits for a row or for what is made of it alone."""
+    table = ledger.table
+    for _ in range(STEPS_FOLLOWED):
+        following = -1
+        for dependent in islice(table.dependents(row), DEPENDENTS_LOOKED_AT):
+            if table.state[dependent] == WAITING and table.waiting[dependent] == 1:
+                if len(_values_taken(ledger, dependent)) > 1:
+                    return True
+                following = dependent
+        if following < 0:
+            return False
+        row = following
+    return False
 
 
 def _values_taken(ledger: Ledger, row: int) -> dict[int, None]:
@@ -136,18 +163,22 @@ class Admission:
         client = run.client.identity
         room = room_bytes(worker, client)
         fit = 0 if room <= 0 else NO_LIMIT if made is None else int(min(room, NO_LIMIT) // made)
-        if fit == 0:
-            fit = int(stands_still(worker, client, now))
-            self.refused = self.refused or not fit
+        if fit == 0 and stands_still(worker, client, now):
+            return 1  # perhaps: single rows are looked at then
+        self.refused = self.refused or not fit
         return fit
 
     def judge(self, run: Run, worker: WorkerRecord, now: float) -> Callable[[int], bool] | None:
-        """A judge of the single rows of a run with inputs; None when all of them may go."""
+        """A judge of the single rows of a run; None when all of them may go."""
         made = made_bytes(run)
-        if made == 0 or run.dependency_starts is None or run.makes_actor or run.calls_actor:
+        if made == 0 or run.makes_actor or run.calls_actor:
             return None
         memory = worker.memory
-        if memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes:
+        if run.dependency_starts is None:
+            room = room_bytes(worker, run.client.identity)
+            if room > 0 and (made or 0) <= room:
+                return None
+        elif memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes:
             return None
 
         def admits(row: int) -> bool:

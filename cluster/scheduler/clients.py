@@ -36,6 +36,7 @@ class ClientRecord:
         self.aliases: dict[int, int] = {}  # own number -> row of another client's task
         self.lanes: dict[object, Lane] = {}
         self.ready_rows = 0
+        self.running = 0  # its granted tasks that take slots
         self.granted_seconds = 0.0  # what its granted tasks are expected to take
         self.weight = 1.0
         self.argument_bytes = 0  # of its tasks that were never granted

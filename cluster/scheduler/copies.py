@@ -124,7 +124,7 @@ class Copies:
                     if ledger.has_value(row):
                         holders = set(table.holders(row))
                         others = [worker for worker in workers if worker.index not in holders]
-                        others.sort(key=lambda worker: worker.held_bytes)
+                        others.sort(key=lambda worker: worker.memory.used_share(worker.held_bytes))
                         missing = count - (len(workers) - len(others))
                         plan += [(row, worker) for worker in others[: max(0, missing)]]
         self._make(plan, lambda errors: self.questions.answer(client, request, [len(plan), errors[:10]]))
@@ -256,7 +256,7 @@ class _Retirement:
             return
         extra = dict.fromkeys((worker.index for worker in takers), 0)
         for row in rows:
-            taker = min(takers, key=lambda worker: worker.held_bytes + extra[worker.index])
+            taker = min(takers, key=lambda worker: worker.memory.used_share(worker.held_bytes + extra[worker.index]))
             extra[taker.index] += self._copies.ledger.table.nbytes[row]
             self._copying += 1
             self._copies.copy(row, taker, self._copied)

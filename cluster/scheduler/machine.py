@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from cluster.errors import ProtocolError
 from cluster.scheduler.administration import Administration
+from cluster.scheduler.backlog import Backlog
 from cluster.scheduler.client_desk import ClientDesk
 from cluster.scheduler.coordination import Coordination
 from cluster.scheduler.copies import Copies
@@ -22,6 +23,7 @@ from cluster.scheduler.orders import Orders
 from cluster.scheduler.output import Output
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.questions import Questions
+from cluster.scheduler.rebalancing import Rebalancing
 from cluster.scheduler.recipes import Recipes
 from cluster.scheduler.reports import Reports
 from cluster.scheduler.scatters import Scatters
@@ -81,6 +83,8 @@ class Scheduler:
         self.wants = Wants(self.ledger, self.lifecycle, self.client_desk.end)
         self.administration = Administration(self.ledger, self.questions, self.orders, self.wants)
         self.copies = Copies(self.ledger, self.placement, self.questions)
+        Backlog(self.ledger, self.questions)
+        Rebalancing(self.ledger, self.lifecycle, self.questions, self.copies)
         self.coordination = Coordination(self.ledger, self.lifecycle, self.questions)
         self.client_desk.on_leave.append(self.coordination.client_left)
         self.reports = Reports(self.ledger, self.questions, process_id)

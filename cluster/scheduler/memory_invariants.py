@@ -25,7 +25,12 @@ def check_memory(ledger: Ledger, live: list[int]) -> None:
             assert table.state[row] == FINISHED, f"row {row} is called intermediate, and has no value"
             for index in table.holders(row):
                 intermediate[index, ledger.run(row).client.identity] += table.nbytes[row]
+    running: Counter[bytes] = Counter()
     for worker in ledger.workers.values():
+        waiting = Counter(attempt for attempt, _ in worker.suspended)
+        for attempt, grant in worker.grants.items():
+            if grant.takes_slots:
+                running[grant.run.client.identity] += grant.left - waiting[attempt]
         memory = worker.memory
         kept = {client: nbytes for (index, client), nbytes in intermediate.items() if index == worker.index and nbytes}
         assert memory.intermediate == kept, f"worker {worker.name} counts {memory.intermediate}, and has {kept}"
@@ -40,3 +45,6 @@ def check_memory(ledger: Ledger, live: list[int]) -> None:
         assert memory.promised_bytes == total, f"worker {worker.name} counts {memory.promised_bytes} promised: {total}"
         assert memory.coming.keys() <= coming, f"inputs come to {worker.name} for no grant: {memory.coming}, {coming}"
         assert memory.coming_bytes == sum(memory.coming.values()), f"worker {worker.name} counts wrong what comes"
+    for identity, client in ledger.clients.items():
+        found_running = running[identity]
+        assert client.running == found_running, f"{client.name} counts {client.running} running: {found_running}"

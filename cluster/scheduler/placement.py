@@ -41,6 +41,10 @@ INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking ag
 ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
 GRANTS_PER_STEP = 128  # about 4 ms; when thousands of workers are idle, the others come in the steps that follow
 HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
+IN_VAIN_LIMIT = (
+    8  # what is left to those who hold its inputs by so many idle workers is left so by all; they take turns
+)
+GAIN = 4.0  # times that a wait is longer than a transfer, for a worker to prefer other workers' work to its own
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
 
@@ -61,6 +65,10 @@ class Placement:
         self._grants_left = 0  # of this step
         self._recalls = 0
         self._now = 0.0  # of the latest placing
+        self._left_alone = (
+            False  # a row that might move was left to the worker that holds its inputs, for the time being
+        )
+        self._in_vain: dict[tuple[int, ...], int] = {}  # lanes -> workers that in this step found nothing in them
 
     # ------------------------------------------------------------------ workers' room
 
@@ -103,6 +111,7 @@ class Placement:
         ledger = self.ledger
         self._now = now
         self._grants_left = GRANTS_PER_STEP
+        self._in_vain.clear()
         if self.full:
             self._look_at_full()
         if ledger.ready_rows:
@@ -168,18 +177,29 @@ class Placement:
         def judge(run: Run) -> Callable[[int], bool] | None:
             return self.admission.judge(run, worker, now)
 
-        table = self.ledger.table
-        for lane in self._lanes_by_turn(worker, now):
-            suspects = lane if isinstance(lane, SuspectLane) else None
-            if suspects is not None and not self._takes_suspect(worker, suspects):
-                continue
-            allowed = limit if suspects is None else one
-            taken = lane.take(worker.index, allowed, table.state, self._may_move, search, judge)
-            if taken is not None:
-                run, spans = taken
-                grant = self._grant(worker, run, spans, now)
-                grant.charged = suspects is not None and suspects.charged
-                return True
+        lanes = self._lanes_by_turn(worker, now)
+        alike = None if any(_differs_by_worker(lane) for lane in lanes) else tuple(map(id, lanes))
+        if alike is not None and self._in_vain.get(alike, 0) >= IN_VAIN_LIMIT:
+            return False
+        self._left_alone = False
+        # Work that others hold the inputs of is taken from them at once where that gains much, and else when there is
+        # nothing of its own that the worker could do.
+        for may_move in (self._gains_by_moving, self._may_move):
+            for lane in lanes:
+                suspects = lane if isinstance(lane, SuspectLane) else None
+                if suspects is not None and not self._takes_suspect(worker, suspects):
+                    continue
+                allowed = limit if suspects is None else one
+                taken = lane.take(worker.index, allowed, self.ledger.table.state, may_move, search, judge)
+                if taken is not None:
+                    run, spans = taken
+                    grant = self._grant(worker, run, spans, now)
+                    grant.charged = suspects is not None and suspects.charged
+                    return True
+            if not self._left_alone:
+                break
+        if alike is not None and not self.admission.refused:
+            self._in_vain[alike] = self._in_vain.get(alike, 0) + 1
         return False
 
     def _grant_child(self, worker: WorkerRecord, now: float) -> bool:
@@ -261,12 +281,22 @@ class Placement:
 
     def _may_move(self, row: int, owner: int, thief: int) -> bool:
         """Whether a row of another worker's stretch is expected to start sooner here, inputs moved, than there."""
+        return self._moves(row, owner, thief, 1.0)
+
+    def _gains_by_moving(self, row: int, owner: int, thief: int) -> bool:
+        """Whether it is expected to start much sooner: the wait there is several times as long as the transfer."""
+        if self._moves(row, owner, thief, GAIN):
+            return True
+        self._left_alone = self._left_alone or self._moves(row, owner, thief, 1.0)
+        return False
+
+    def _moves(self, row: int, owner: int, thief: int, gain: float) -> bool:
         holder = self.ledger.workers.get(owner)
         lane = self.ledger.run(row).lane
         if holder is None or holder.draining or (lane is not None and not holder.permits(lane.restriction)):
             return True
         nbytes = bytes_to_move(self.ledger.table, row, thief)
-        return moving_pays(nbytes, expected_wait_seconds(holder, self._now))
+        return moving_pays(nbytes, expected_wait_seconds(holder, self._now) / gain)
 
     def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> GrantRecord:
         """Grant rows that were ready."""
@@ -429,7 +459,8 @@ class Placement:
         for worker in list(self.full.values()):
             self.refresh(worker)  # a spill may have ended, or be waited for no longer
         self.place(now, ROWS_SEARCHED)
-        idle = [worker for worker in self.idle.values() if worker.free_slots]
+        # What others were granted may be small enough for a worker that has no room for what is ready.
+        idle = [worker for worker in (*self.idle.values(), *self.full.values()) if worker.free_slots]
         if not idle:
             return
         wanted = sum(worker.free_slots for worker in idle)
@@ -456,6 +487,11 @@ class Placement:
             return
         if self.ledger.ready_rows or self.surplus:
             self.look_again_at = now + LOOK_AGAIN_SECONDS
+
+
+def _differs_by_worker(lane: Lane) -> bool:
+    """Whether a task of a lane may be granted to one of two workers that both permit it, and not to the other."""
+    return bool(lane.restriction.resources) or isinstance(lane, SuspectLane)
 
 
 def _lanes_of(run: Run) -> list[Lane]:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import chain
 
+from cluster.scheduler.neighbours import Neighbours
 from cluster.scheduler.table import GRANTED, READY, Run
 
 __all__ = ["ANYWHERE", "NOBODY", "Bucket", "Lane", "Restriction"]
@@ -26,6 +28,8 @@ NOBODY = -1
 VICTIMS_LOOKED_AT = 8
 BLOCKED_BUCKETS_LOOKED_AT = 32
 SPANS_LOOKED_AT = 10_000
+WORTH_MOVING_BYTES = 64 << 10
+MATES_LOOKED_AT = 4  # of a worker's own stretch, before those that come first
 ADMITTED_AMONG = 16  # rows of a stretch, when a worker's memory is nearly full
 
 Span = tuple[int, int]
@@ -46,13 +50,14 @@ ANYWHERE = Restriction()
 class Bucket:
     """The ready rows of one run, as stretches by owner."""
 
-    __slots__ = ("_heap", "_lengths", "dirty", "listed", "run", "size", "spans")
+    __slots__ = ("_heap", "_lengths", "dirty", "listed", "neighbours", "run", "size", "spans")
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.size = 0  # rows that are ready; the spans may list a few that no longer are
         self.dirty = False  # some listed row may not be ready
         self.listed = False  # stands in its lane's heap
+        self.neighbours: Neighbours | None = None  # what was submitted in one go with it
         self.spans: dict[int, deque[list[int]]] = {}
         self._lengths: dict[int, int] = {}
         self._heap: list[Span] = []  # (-length at some time, owner): the length is checked when it is used
@@ -261,22 +266,35 @@ class Bucket:
 class Lane:
     """One client's ready rows under one restriction."""
 
-    __slots__ = ("heap", "restriction", "size", "unmet_since")
+    __slots__ = ("_neighbours", "heap", "restriction", "size", "unmet_since")
 
     def __init__(self, restriction: Restriction) -> None:
         self.restriction = restriction
         self.size = 0
         self.unmet_since = math.inf  # since when no connected worker can meet the restriction of what is ready
         self.heap: list[tuple[int, int, int, Bucket]] = []
+        self._neighbours: dict[tuple[int, int], Neighbours] = {}  # the latest, by priority and depth
 
     def add(self, run: Run, owner: int, start: int, stop: int) -> None:
         """Make rows `start` to `stop` of a run ready."""
-        bucket = self.bucket_of(run) or self.open_bucket(run)
+        bucket = self.bucket_of(run)
+        if bucket is None:
+            bucket = self.open_bucket(run)
+            if run.dependency_starts is None:
+                self._add_to_neighbours(bucket)
         bucket.add(owner, start, stop)
         self.size += stop - start
         if not bucket.listed:
             bucket.listed = True
             heappush(self.heap, (-run.priority, -run.depth, run.identity, bucket))
+
+    def _add_to_neighbours(self, bucket: Bucket) -> None:
+        run = bucket.run
+        neighbours = self._neighbours.get((run.priority, run.depth))
+        if neighbours is None or not neighbours.takes(run.submitted_at):
+            neighbours = self._neighbours[run.priority, run.depth] = Neighbours()
+        neighbours.add(bucket, run.submitted_at)
+        bucket.neighbours = neighbours
 
     def bucket_of(self, run: Run) -> Bucket | None:
         """Where the run's rows are listed."""
@@ -308,6 +326,7 @@ class Lane:
                 return heap[0]
             heappop(heap)
             self.close_bucket(bucket.run)
+        self._neighbours.clear()
         return None
 
     def take(
@@ -325,20 +344,33 @@ class Lane:
         """
         blocked: list[tuple[int, int, int, Bucket]] = []
         found = None
+        tried = None  # neighbours of which the worker's own stretch was looked at
         while len(blocked) < BLOCKED_BUCKETS_LOOKED_AT:
             entry = self.first()
             if entry is None:
                 break
             bucket = entry[3]
-            run = bucket.run
-            allowed = limit(run)
-            if allowed > 0:
-                spans = bucket.take(worker, allowed, state, may_move, search, judge(run))
-                if spans:
-                    self.size -= sum(stop - start for start, stop in spans)
-                    found = run, spans
-                    break
+            buckets: Iterable[Bucket] = (bucket,)
+            if bucket.neighbours is not None and bucket.neighbours is not tried and _is_worth_moving(bucket.run):
+                tried = bucket.neighbours
+                buckets = chain(tried.of(worker, MATES_LOOKED_AT), buckets)
+            for candidate in buckets:
+                allowed = limit(candidate.run)
+                if allowed > 0:
+                    spans = candidate.take(worker, allowed, state, may_move, search, judge(candidate.run))
+                    if spans:
+                        self.size -= sum(stop - start for start, stop in spans)
+                        found = candidate.run, spans
+                        break
+            if found is not None:
+                break
             blocked.append(heappop(self.heap))
         for entry in blocked:
             heappush(self.heap, entry)
         return found
+
+
+def _is_worth_moving(run: Run) -> bool:
+    """Whether tasks of a run have consumers, and make, or may make, what takes a while to move to these."""
+    made = run.output_sizes.estimate_bytes
+    return run.has_dependents and (made is None or made >= WORTH_MOVING_BYTES)

@@ -57,7 +57,7 @@ class WorkerMemory:
         """Take in what the agent says; what it does not say is not known, and counts as nothing."""
         self.limit_bytes = int(report.get("limit_bytes") or self.limit_bytes)
         self.slot_bytes = int(report.get("slot_bytes") or 0)
-        self.spilled_bytes = int(report.get("spilled_bytes") or 0)
+        self.spilled_bytes = int(report.get("disk_bytes") or report.get("spilled_bytes") or 0)
         if not report.get("spilling_bytes"):
             self.spilling_since = -math.inf
         elif self.spilling_since == -math.inf:
@@ -74,6 +74,10 @@ class WorkerMemory:
     def used_bytes(self, held_bytes: int) -> int:
         """All that counts against the budget."""
         return self.in_memory_bytes(held_bytes) + self.promised_bytes + self.coming_bytes
+
+    def used_share(self, held_bytes: int) -> tuple[float, int]:
+        """By how much of its budget a worker is full; where no budget is known, the bytes decide."""
+        return self.used_bytes(held_bytes) / self.budget_bytes, held_bytes
 
     def own_bytes(self, client: bytes, held_bytes: int) -> int:
         """What counts of that for the work of one client: its intermediate values, and what is still to come."""

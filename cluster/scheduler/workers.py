@@ -148,6 +148,7 @@ class WorkerRecord:
     def _take_slots(self, grant: GrantRecord, count: int) -> None:
         if not grant.takes_slots:
             return
+        grant.run.client.running += count
         self.outstanding += count
         self.outstanding_seconds += count * grant.seconds_each
         self.outstanding_lead += count * grant.lead_each

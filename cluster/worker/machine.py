@@ -385,6 +385,7 @@ class Agent:
                 "tasks_queued": self._queue.count,
                 "tasks_waiting": self.supply.waiting_count,
                 "values": self.supply.values.count,
+                "fetched_bytes": self.supply.fetched_bytes,
                 **self.workforce.actors.figures(),
                 "coroutines": self.workforce.coroutines.count,
                 **self._figures,

@@ -86,6 +86,7 @@ class Supply:
         self._arrivals: dict[int, Arrival] = {}
         self.replicas = Replicas(ledger)
         self._held: list[int] = []
+        self.fetched_bytes = 0  # from other agents, so far
         self._freed: deque[tuple[int, int, int]] = deque()  # attempt, first row, count: not forgotten yet
 
     @property
@@ -197,6 +198,7 @@ class Supply:
     def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
         """A value has come from another agent."""
         self.finish_freeing()
+        self.fetched_bytes += nbytes
         key = value_key(attempt, row)
         self._fetching.ended(address, key)
         want = self._fetching.find(key)

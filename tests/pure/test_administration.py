@@ -179,3 +179,33 @@ def test_waiting_for_workers_is_answered_when_they_are_there() -> None:
     client.hears_nothing()
     dialogue.worker("b")
     assert client.hear(messages.Answer).result == 2
+
+
+def test_values_move_from_who_holds_much_to_who_holds_little() -> None:
+    dialogue = Dialogue()
+    client, first, second, grant = with_values(dialogue, 4)
+    ask(client, "rebalance", {"numbers": [], "workers": []})
+    for row in (0, 1):
+        assert fetched(second) == [[row, grant.attempt, 8]]
+        if row == 0:
+            client.hears_nothing()
+    assert client.hear(messages.Answer).result == [2, 16, []]
+    assert first.freed() + first.freed() == [(grant.attempt, 0), (grant.attempt, 1)]
+    held = [worker.held_bytes for worker in dialogue.ledger.workers.values()]
+    assert held == [16, 16]
+    ask(client, "rebalance", {"numbers": [], "workers": []})
+    assert client.hear(messages.Answer).result == [0, 0, []]
+
+
+def test_what_a_running_task_takes_stays_and_a_copy_that_fails_is_told() -> None:
+    dialogue = Dialogue()
+    client, first, second, grant = with_values(dialogue, 2)
+    client.submit(function="g", inputs=[[0]], workers=["a"])
+    first.grant()
+    ask(client, "rebalance", {"numbers": [0, 1], "workers": []})
+    assert client.hear(messages.Answer).result == [0, 0, []]
+    ask(client, "rebalance", {"numbers": [], "workers": []})
+    second.hear(messages.Fetch)
+    second.say(messages.FetchFailed(EPOCH, 1, grant.attempt, first.address, "no room"))
+    assert client.hear(messages.Answer).result == [0, 0, ["no room"]]
+    first.hears_nothing()

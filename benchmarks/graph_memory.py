@@ -1,0 +1,193 @@
+"""Graphs of much more data than the memory limit: what the processes hold, what is moved between workers, how long.
+
+Two workers of one slot each, with the same memory limit in both systems. The memory is the proportional set size of all
+processes of the system, client and interpreters included, sampled while the graph runs. Bytes moved are what the
+workers fetched from one another, by their own count.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import psutil
+
+from benchmarks.case import Case, Figure, Goal, Measurement, Meter, check_equal
+from benchmarks.peers import Dask
+from benchmarks.systems import COLLECTIONS, Cluster, System
+
+MEMORY_LIMIT_BYTES = 500_000_000  # of each worker
+CHUNK_BYTES = 25_000_000
+SAMPLE_SECONDS = 0.05
+HEARTBEAT_SECONDS = 1.5  # and a little more
+
+
+def load(number: int) -> Any:
+    """One chunk of numbers."""
+    import numpy as np
+
+    return np.full(CHUNK_BYTES // 8, float(number))
+
+
+def step(chunk: Any) -> Any:
+    return chunk + 1.0
+
+
+def add(left: Any, right: Any) -> Any:
+    return left + right
+
+
+def mix(*chunks: Any) -> Any:
+    """As large as one of them, a part of each."""
+    import numpy as np
+
+    part = len(chunks[0]) // len(chunks)
+    return np.concatenate([chunk[:part] for chunk in chunks])
+
+
+def total(*chunks: Any) -> float:
+    return float(sum(chunk[0] + chunk[-1] for chunk in chunks))
+
+
+def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
+    """Loads, two steps on each, sums of pairs; the graph, the key of its value, and what that is."""
+    graph: dict[Any, Any] = {}
+    keys: list[Any] = []
+    for place in range(leaves):
+        graph["load", place] = (load, place)
+        graph["first", place] = (step, ("load", place))
+        graph["second", place] = (step, ("first", place))
+        keys.append(("second", place))
+    while len(keys) > 1:
+        above = []
+        for place in range(0, len(keys) - 1, 2):
+            above.append((f"sum-of-{len(keys)}", place))
+            graph[above[-1]] = (add, keys[place], keys[place + 1])
+        keys = above + (keys[-1:] if len(keys) % 2 else [])
+    graph["total"] = (total, keys[0])
+    return graph, "total", leaves * (leaves - 1.0) + 4.0 * leaves
+
+
+def all_to_all(width: int) -> tuple[dict[Any, Any], Any, float]:
+    """Chunks, of all of which each of as many tasks takes a part."""
+    graph: dict[Any, Any] = {("load", place): (load, place) for place in range(width)}
+    loads = list(graph)
+    for place in range(width):
+        graph["mix", place] = (mix, *loads)
+    graph["total"] = (total, *(("mix", place) for place in range(width)))
+    return graph, "total", width * (width - 1.0)
+
+
+class Sampler(threading.Thread):
+    """The most that processes held together, their shared pages counted once."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._root = root
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            held = 0
+            for process in (self._root, *self._root.children(recursive=True)):
+                with suppress(psutil.Error, OSError):
+                    held += process.memory_full_info().pss
+            self.peak_bytes = max(self.peak_bytes, held)
+
+    def end(self) -> int:
+        self._ended.set()
+        self.join()
+        return self.peak_bytes
+
+
+def moved_bytes(system: System) -> int:
+    """What the workers have fetched from one another so far."""
+    if isinstance(system, Dask):
+        return int(sum(system.client.run(fetched_by).values()))
+    time.sleep(HEARTBEAT_SECONDS)  # ours say it with their heartbeats
+    workers = system.client.scheduler_info()["workers"].values()
+    return sum(int(worker["report"]["fetched_bytes"]) for worker in workers)
+
+
+def fetched_by(dask_worker: Any) -> int:
+    """Runs in Dask's worker."""
+    return sum(entry["total"] for entry in dask_worker.transfer_incoming_log)
+
+
+def measure(make: Callable[[int], tuple[dict[Any, Any], Any, float]], system: System, size: int) -> Measurement:
+    system.close()
+    if isinstance(system, Dask):
+        import distributed
+
+        system.cluster = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=MEMORY_LIMIT_BYTES, dashboard_address=None, silence_logs=50
+        )
+        system.client = distributed.Client(system.cluster)
+    else:
+        from cluster import Client, LocalCluster
+
+        assert isinstance(system, Cluster)
+        system.cluster = LocalCluster(n_workers=2, slots=1, memory_limit=MEMORY_LIMIT_BYTES)
+        system.client = Client(system.cluster)
+    system.client.wait_for_workers(2)
+    graph, key, expected = make(size)
+    warm_up, warm_key, _ = make(2)
+    system.client.get(warm_up, warm_key)
+    moved = moved_bytes(system)
+    sampler = Sampler(psutil.Process(os.getpid()))
+    sampler.start()
+    with Meter(system) as meter:
+        found = system.client.get(graph, key)
+    peak = sampler.end()
+    check_equal(found, expected, "the value of the graph")
+    figures = {"time": meter.seconds, "peak": peak / 1e6, "moved": (moved_bytes(system) - moved) / 1e6}
+    return meter.measurement(size, len(graph), figures)
+
+
+def measure_tree(system: System, leaves: int) -> Measurement:
+    return measure(tree, system, leaves)
+
+
+def measure_all_to_all(system: System, width: int) -> Measurement:
+    return measure(all_to_all, system, width)
+
+
+def case(name: str, title: str, sizes: tuple[int, ...], ladder: tuple[int, ...], run: Any) -> Case:
+    half, fifth = Goal(times_dask=2), Goal(times_dask=5)
+    return Case(
+        name=name,
+        title=title,
+        sizes=sizes,
+        ladder=ladder,
+        figures=(
+            Figure("time", "s", at_least=half, aim=Goal(times_dask=3)),
+            Figure("peak", "MB", at_least=half, aim=fifth),
+            Figure("moved", "MB", at_least=half),
+        ),
+        measure=run,
+        needs=frozenset({COLLECTIONS}),
+        only=frozenset({"cluster", "dask"}),
+    )
+
+
+CASES = (
+    case(
+        "memory-tree",
+        "Two workers of 0.5 GB: 400 chunks of 25 MB, two steps on each, sums of pairs",
+        (400,),
+        (40, 400),
+        measure_tree,
+    ),
+    case(
+        "memory-all-to-all",
+        "Two workers of 0.5 GB: 16 chunks of 25 MB, of all of which each of 16 tasks takes a part",
+        (16,),
+        (4, 16),
+        measure_all_to_all,
+    ),
+)
