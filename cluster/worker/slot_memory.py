@@ -37,7 +37,7 @@ _GROWN_PART: Final = 0.5
 _TRIMMED_SECONDS: Final = 2.0
 # The worker has to be above its limit for so long before a task is ended: what was freed is counted late.
 _ABOVE_SECONDS: Final = 0.5
-# The worker starts again if it is above its limit for so long while its own processes hold this part of it.
+# The worker starts again if it is above its limit for so long and its own processes have grown by this part of it.
 _HELPLESS_SECONDS: Final = 30.0
 _OWN_PART: Final = 0.5
 
@@ -55,6 +55,7 @@ class SlotMemory:
         self._idle_trimmed: set[int] = set()  # since they last had a task
         self._above_since: float | None = None
         self._helpless_since: float | None = None
+        self._first_own_bytes = 0
         self.restart_reason = ""
         """Why the worker has to start anew; empty: it need not."""
 
@@ -107,11 +108,13 @@ class SlotMemory:
             self._workforce.renew_slot(slot)
 
     def _judge_the_agent(self, now: float) -> None:
-        """See whether the worker's own processes hold most of its limit, and have for long."""
+        """See whether the worker's own processes have grown by half of its limit, which it has passed for long."""
         memory = self._memory
         own_bytes = memory.own_bytes
         used = memory.given_bytes + memory.unshared_bytes
-        if used <= memory.limit_bytes or own_bytes < _OWN_PART * memory.limit_bytes:
+        # What it held at first it would hold again: a limit that is too small for that is nothing to start anew for.
+        self._first_own_bytes = min(self._first_own_bytes or own_bytes, own_bytes)
+        if used <= memory.limit_bytes or own_bytes - self._first_own_bytes < _OWN_PART * memory.limit_bytes:
             self._helpless_since = None
         elif self._helpless_since is None:
             self._helpless_since = now

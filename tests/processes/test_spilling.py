@@ -136,6 +136,27 @@ def test_a_quota_keeps_values_in_memory_and_work_goes_on_when_some_are_released(
         assert {"memory_full", "memory_free"} <= event_kinds(cluster)
 
 
+SMALL_MEMORY = """
+    import sys
+    from pathlib import Path
+    from tests.processes import test_spilling
+    test_spilling.use_a_small_shared_memory(Path(sys.argv[1]))
+"""
+
+
+def use_a_small_shared_memory(folder: Path) -> None:
+    """In a mount namespace of its own, with a shared memory of 24 MB at that folder."""
+    with whole_cluster(shared_memory_directory=folder) as cluster:
+        client = cluster.client()
+        futures = client.map(make, range(10))
+        sums = [client.submit(total, future) for future in futures]
+        assert client.gather(sums) == [NUMBERS * index for index in range(10)]
+        assert int(client.gather(futures)[9][0]) == 9
+        until(lambda: report(client)["disk_bytes"] > 5 * 8 * NUMBERS, "values are files on disk")
+        assert sum("values go to disk" in line for line in cluster.workers[0].printed) == 1, "that was said once"
+        print("all went on")
+
+
 SMALL_DISK = """
     import os, sys
     from pathlib import Path
@@ -159,12 +180,21 @@ def fill_a_small_disk(folder: Path) -> None:
         print("all went on")
 
 
-def test_a_full_disk_pauses_the_worker_says_which_and_loses_nothing(tmp_path: Path) -> None:
+def in_a_small_file_system(folder: Path, megabytes: int, program: str) -> None:
+    """Run a program with a small file system mounted at that folder, in a namespace that ends with it."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a small file system can be mounted by root on Linux alone")
-    mount = 'mount -t tmpfs -o size=48m none "$1" && exec "$2" -c "$3" "$1"'
-    command = ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, textwrap.dedent(SMALL_DISK)]
+    mount = f'mount -t tmpfs -o size={megabytes}m none "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", str(folder), sys.executable, textwrap.dedent(program)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     if "unshare failed" in ended.stderr or "mount:" in ended.stderr:
         pytest.skip(f"no namespace for mounts here: {ended.stderr.strip()}")
     assert "all went on" in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_a_full_disk_pauses_the_worker_says_which_and_loses_nothing(tmp_path: Path) -> None:
+    in_a_small_file_system(tmp_path, 48, SMALL_DISK)
+
+
+def test_where_shared_memory_is_small_values_are_files_and_that_is_said_once(tmp_path: Path) -> None:
+    in_a_small_file_system(tmp_path, 24, SMALL_MEMORY)

@@ -141,7 +141,9 @@ def test_a_worker_whose_own_process_has_grown_drains_and_starts_again() -> None:
     model = new_model(slots=1)
     model.tell(grant(1, 1))
     model.slots[0].claim()
-    figures = {"slot_bytes": 20 * MIB, "starter_bytes": 20 * MIB, "agent_bytes": 990 * MIB}
+    figures = {"slot_bytes": 20 * MIB, "starter_bytes": 20 * MIB, "agent_bytes": 100 * MIB}
+    model.feed(events.Measured(figures, {0: 20 * MIB}))
+    figures["agent_bytes"] = 990 * MIB
     for _ in range(40):
         model.feed(events.Measured(figures, {0: 20 * MIB}))
         model.wait(1.0)
@@ -152,6 +154,14 @@ def test_a_worker_whose_own_process_has_grown_drains_and_starts_again() -> None:
     model.finish(0)
     assert model.closed is not None
     assert model.closed.exit_status == events.RESTART_STATUS
+
+
+def test_a_limit_below_what_a_worker_needs_from_the_start_is_no_reason_to_start_again() -> None:
+    model = AgentModel(slots=1, limit_bytes=50 * MIB)
+    for _ in range(60):
+        model.feed(events.Measured({"slot_bytes": 30 * MIB, "agent_bytes": 60 * MIB}, {0: 30 * MIB}))
+        model.wait(1.0)
+    assert model.closed is None and not model.said and not model.killed
 
 
 def test_many_small_values_are_no_reason_to_start_again() -> None:
