@@ -87,7 +87,7 @@ def draw_workers(answer: dict[str, Any]) -> None:
             worker["name"],
             worker["address"],
             worker["state"],
-            f"{worker['slots_busy']} of {worker['slots']}",
+            f"{worker['slots_busy']} of {worker['slots']}{_threads(worker['report'])}",
             worker["tasks_granted"],
             f"{worker['values']}, {format_bytes(worker['values_bytes'])}",
             _memory(worker),
@@ -122,6 +122,14 @@ def _memory(worker: dict[str, Any]) -> str:
     if report.get("intake_paused"):
         text += ", full"
     return text
+
+
+def _threads(report: dict[str, Any]) -> str:
+    """What there is to say of a worker whose slots are threads."""
+    if "threads" not in report:
+        return ""
+    left = f", {report['threads_left']} left to themselves" if report["threads_left"] else ""
+    return f" ({report['threads']} threads a process{left})"
 
 
 def draw_explanation(answer: dict[str, Any]) -> None:

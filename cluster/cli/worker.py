@@ -14,6 +14,7 @@ from typing import NoReturn
 from cluster import config
 from cluster.cli.parser import CommandParser, port_number
 from cluster.daemon.agent import AgentDaemon, AgentOptions
+from cluster.daemon.slot_protocol import MOST_THREADS
 from cluster.errors import ClusterError
 from cluster.secret import load_or_create_secret
 from cluster.storage.host_limits import host_limits
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
             resources=options.resources,
             name=options.name or f"{socket.gethostname()}-{os.getpid()}",
             python_path=options.python_path,
+            threads=options.threads,
             parent=None if options.parent_socket is None else socket.socket(fileno=options.parent_socket),
         )
         daemon = AgentDaemon(agent_options, settings, secret)
@@ -69,6 +71,14 @@ def _parser() -> CommandParser:
     limits = host_limits()
     parser.add_argument("--slots", type=_slots, default=limits.slots, help="tasks at a time (default: cores)")
     parser.add_argument(
+        "--threads",
+        type=_threads,
+        default=1,
+        help="tasks that each slot's process runs at once, in threads (default: 1). For tasks that wait for input and "
+        "output or release the GIL. A thread cannot be ended from outside: stopping one task is no longer certain, and "
+        "a crash ends all tasks of its process",
+    )
+    parser.add_argument(
         "--memory-limit",
         type=_bytes,
         default=limits.worker_memory_bytes(),
@@ -92,6 +102,12 @@ def _parser() -> CommandParser:
 def _slots(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1024):
         raise argparse.ArgumentTypeError(f"a worker has 1 to 1024 slots, not {text}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"a slot's process has 1 to {MOST_THREADS} threads, not {text}")
     return int(text)
 
 

@@ -43,7 +43,7 @@ class ClientCore:
     asynchronous = False
     """Whether what waits has to be awaited."""
     _session_kind: type[Session] = Session
-    _driver_kind: type[Driver] = Driver
+    _driver_kind: Callable[..., Driver] = Driver
 
     def __init__(
         self,

@@ -9,10 +9,10 @@ A thread of a task that waits just waits: others go on meanwhile.
 from __future__ import annotations
 
 import select
-import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -39,9 +39,12 @@ def get_client() -> Client:
 class DriverInSlot(Driver):
     """Moves messages for a slot's client; a task that waits in it gives its seat up."""
 
-    around: in_slot.Surroundings
     _wait_in_slot: in_slot.Wait | None = None
     _readable: list[int]
+
+    def __init__(self, around: in_slot.Surroundings, *arguments: Any, **keywords: Any) -> None:
+        self.around = around
+        super().__init__(*arguments, **keywords)
 
     def wait_until(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """As in a Driver; if a task asks, other tasks run inside it or in its place meanwhile."""
@@ -65,7 +68,7 @@ class DriverInSlot(Driver):
                 wait.attend(self._readable)
 
     def _wait(self, waiter: Waiter, deadline: float | None, shield: Shield) -> bool:
-        if threading.get_ident() == threading.main_thread().ident:
+        if self.around.runs_here():
             return super()._wait(waiter, deadline, shield)
         # Who leads must be able to run tasks, and threads are not: the background thread reads for them.
         while not waiter.done:
@@ -110,11 +113,10 @@ class SlotClient(Client):
     """The client of a slot's process."""
 
     _session_kind = SessionInSlot
-    _driver_kind = DriverInSlot
     _session: SessionInSlot
 
     def __init__(self, around: in_slot.Surroundings) -> None:
-        DriverInSlot.around = around
+        self._driver_kind = partial(DriverInSlot, around)
         self._bound: weakref.WeakValueDictionary[tuple[bytes, int], Future] = weakref.WeakValueDictionary()
         super().__init__(around.cluster, show_output=False)
         self._session.parent_of = around.task
@@ -145,5 +147,12 @@ class SlotClient(Client):
         if session.gathered or session.dropped or session.unsettled:
             self._driver.flush()
         if session.unsettled and session.lost is None:
-            session.unsettled = False
+            notes = session.notes
             self._complete(self._ask("ping"))
+            with self._driver.guard():
+                session.settle(notes)
+
+    def owes(self, task: tuple[int, int]) -> bool:
+        """Whether `settle` is due at the end of that task, where others go on."""
+        session = self._session
+        return bool(session.gathered or session.dropped) or session.owes(task)

@@ -69,6 +69,8 @@ class AgentOptions(NamedTuple):
     python_path: str
     parent: socket.socket | None
     """Gets a byte when the worker has joined; the worker ends when it closes."""
+    threads: int = 1
+    """How many tasks each slot's process runs at once, in threads."""
 
 
 class AgentDaemon:
@@ -110,6 +112,8 @@ class AgentDaemon:
         )
         self._starter = StarterLink(self._starter_options)
         self._slots: dict[int, SlotPipes] = {}
+        self._process_of: dict[int, int] = {}  # slot -> the first slot of its process
+        self._threads_of: dict[int, int] = {}  # first slot of a process -> how many it has
         self._errands = ErrandProcesses(
             self.feed, self._make_pipes, self._start_process, lambda number: self._starter.kill(number)
         )
@@ -144,6 +148,7 @@ class AgentDaemon:
             events.AnswerSegment: self._answer_segment,
             events.Interrupt: self._interrupt,
             events.TrimSlot: self._trim_slot,
+            events.LeaveThread: self._leave_thread,
             events.KillSlot: lambda effect: self._starter.kill(effect.slot),
             events.StartSlot: self._start_slot,
             events.StartErrand: self._errands.start,
@@ -207,7 +212,7 @@ class AgentDaemon:
             worker_id=new_id(),
             name=self._options.name,
             address=address,
-            slots=self._options.slots,
+            slots=self._options.slots * self._options.threads,
             memory_limit_bytes=self._options.memory_limit_bytes,
             resources=self._options.resources,
             versions=installed_versions(),
@@ -220,6 +225,7 @@ class AgentDaemon:
             ),
             spill_quota_bytes=self._spill_quota_bytes,
             spill_compression=self._settings.spill_compression or "",
+            threads=self._options.threads,
         )
 
     def _watch_signals(self) -> None:
@@ -306,7 +312,8 @@ class AgentDaemon:
             options = self._options
             print(
                 f"cluster-worker {options.name} at {self._listener.address} joined {options.scheduler_address} "
-                f"with {options.slots} slot{'' if options.slots == 1 else 's'}",
+                f"with {options.slots} slot{'' if options.slots == 1 else 's'}"
+                f"{f' of {options.threads} threads' if options.threads > 1 else ''}",
                 flush=True,
             )
             if options.parent is not None:
@@ -328,21 +335,30 @@ class AgentDaemon:
     # ------------------------------------------------------------------ slots
 
     def _start_slot(self, effect: events.StartSlot) -> None:
-        pipes = self._slots[effect.slot] = self._make_pipes(effect.slot, self._slot_reports, self._slot_wrote)
-        self._start_process(effect.slot, pipes)
+        first = self._make_pipes(effect.slot, self._slot_reports, self._slot_wrote)
+        pipes = [first]
+        for number in range(effect.slot + 1, effect.slot + effect.threads):
+            pipes.append(self._make_pipes(number, self._slot_reports, self._slot_wrote, shares=first))
+        for offset, each in enumerate(pipes):
+            self._slots[effect.slot + offset] = each
+            self._process_of[effect.slot + offset] = effect.slot
+        self._threads_of[effect.slot] = effect.threads
+        self._start_process(effect.slot, *pipes)
 
     def _make_pipes(
         self,
         number: int,
         on_reports: Callable[[int, list[Any]], None],
         on_output: Callable[[int, list[Piece]], None],
+        shares: SlotPipes | None = None,
     ) -> SlotPipes:
         prefix = "" if self._fast_paths.slots else f"{self._store.paths[-1]}/pipe-{number}"
-        return SlotPipes(self._loop, number, on_reports, on_output, self.feed, prefix)
+        return SlotPipes(self._loop, number, on_reports, on_output, self.feed, prefix, shares)
 
-    def _start_process(self, number: int, pipes: SlotPipes) -> None:
+    def _start_process(self, number: int, *pipes: SlotPipes) -> None:
         self._starter.start(number, pipes)
-        pipes.handed_over()
+        for each in pipes:
+            each.handed_over()
 
     def _slot_reports(self, slot: int, reports: list[Any]) -> None:
         ended: list[Any] = []
@@ -365,34 +381,39 @@ class AgentDaemon:
 
     def _interrupt(self, effect: events.Interrupt) -> None:
         self._slots[effect.slot].aim_interrupt(effect.sequence)
-        self._starter.interrupt(effect.slot)
+        self._starter.interrupt(self._process_of[effect.slot])
+
+    def _leave_thread(self, effect: events.LeaveThread) -> None:
+        self._slots[effect.slot].aim_leave(effect.sequence)
+        self._starter.interrupt(self._process_of[effect.slot])
 
     def _trim_slot(self, effect: events.TrimSlot) -> None:
         self._slots[effect.slot].ask_to_trim()
         if effect.idle:
-            self._starter.interrupt(effect.slot)
+            self._starter.interrupt(self._process_of[effect.slot])
 
     def _slot_exited(self, slot: int, exit_code: int, signal_number: int, peak_memory_bytes: int) -> None:
         if slot >= ERRANDS_FROM:
             self._errands.exited(slot, f"signal {signal_number}" if signal_number >= 0 else f"exit status {exit_code}")
             return
-        pipes = self._slots[slot]
-        last_lines = pipes.drain()
-        unclaimed = pipes.take_back()
-        del self._slots[slot]
-        pipes.close()
-        self._store.writer_ended(slot)
+        numbers = range(slot, slot + self._threads_of.pop(slot))
+        # What the threads reported, before what the output says of a process that runs nothing.
+        last_lines = "".join([self._slots[number].drain() for number in reversed(numbers)])
+        unclaimed, *beside = [self._slots[number].take_back() for number in numbers]
+        for number in reversed(numbers):
+            del self._process_of[number]
+            self._slots.pop(number).close()
+            self._store.writer_ended(number)
         out_of_memory = signal_number == signal.SIGKILL and self._memory_kills.one_more()
-        self.feed(
-            events.SlotExited(slot, unclaimed, exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory)
-        )
+        end = (exit_code, signal_number, last_lines, peak_memory_bytes, out_of_memory)
+        self.feed(events.SlotExited(slot, unclaimed, *end, tuple(beside)))
 
     def _starter_lost(self) -> None:
         logger.error("the process that starts this worker's slots has died, and the slots with it; they start anew")
         self._starter = StarterLink(self._starter_options)
         self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
         self._errands.lost()
-        for slot in list(self._slots):
+        for slot in list(self._threads_of):
             self._slot_exited(slot, -1, signal.SIGKILL, 0)
 
     # ------------------------------------------------------------------ segments

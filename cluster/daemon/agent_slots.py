@@ -34,22 +34,31 @@ class SlotPipes:
         on_output: Callable[[int, list[Piece]], None],
         on_progress: Callable[[ProgressMade], None],
         path_prefix: str = "",
+        shares: SlotPipes | None = None,
     ) -> None:
-        """`path_prefix`: make them as files whose paths begin so, for systems where descriptors cannot be passed on."""
+        """`path_prefix`: make them as files whose paths begin so, for systems where descriptors cannot be passed on.
+        `shares`: the first slot of the same process, whose output pipe serves all of its slots."""
         self._loop = loop
         self._slot = slot
         self._on_reports = on_reports
         self._unpacker = msgpack.Unpacker(max_buffer_size=0, strict_map_key=False)
         self._unwritten: deque[memoryview] = deque()
-        ends = slot_ends.make_named(path_prefix) if path_prefix else slot_ends.make_unnamed()
+        own = shares is None
+        if path_prefix:
+            ends = slot_ends.make_named(path_prefix, with_output=own)
+        else:
+            ends = slot_ends.make_unnamed(with_output=own)
         self._claim_read, self._claim_write, self._tasks, self._reports, read_output, self._page = ends[:6]
         self._segments = ends.segments
         self._kept = ends.kept
         self.slot_descriptors = ends.for_slot
         self.path_prefix = path_prefix
         loop.add_reader(self._reports, self._read_reports)
-        self.output = SlotOutputReader(
-            loop, read_output, self._page, lambda pieces: on_output(slot, pieces), on_progress
+        self._owns_output = own
+        self.output: SlotOutputReader = (
+            SlotOutputReader(loop, read_output, self._page, lambda pieces: on_output(slot, pieces), on_progress)
+            if shares is None
+            else shares.output
         )
 
     def handed_over(self) -> None:
@@ -122,6 +131,11 @@ class SlotPipes:
         """Say that the coming signal is meant for the memory that the slot keeps."""
         self._page[slot_protocol.TRIM_OFFSET] = 1
 
+    def aim_leave(self, sequence: int) -> None:
+        """Say whose thread is left, at the coming signal."""
+        start = slot_protocol.LEAVE_OFFSET
+        self._page[start : start + 8] = sequence.to_bytes(8, "little")
+
     def _send(self, message: tuple[Any, ...]) -> None:
         data = msgpack.packb(message)
         if self._unwritten:
@@ -173,12 +187,13 @@ class SlotPipes:
         """The process has ended: read what it left in its pipes; the last lines that it wrote."""
         while is_readable(self._reports):
             self._read_reports()
-        return self.output.drain()
+        return self.output.drain() if self._owns_output else ""
 
     def close(self) -> None:
         """Give everything back."""
         self._loop.remove_reader(self._reports)
-        self.output.close()
+        if self._owns_output:
+            self.output.close()
         self._loop.remove_writer(self._tasks)
         self._page.close()
         if self._segments is not None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -104,11 +104,12 @@ class StarterLink:
         self._loop = loop
         loop.add_reader(self._channel, self._read, on_exited, on_lost)
 
-    def start(self, slot: int, pipes: SlotPipes) -> None:
-        """Have a slot started with the other ends of these pipes."""
+    def start(self, slot: int, pipes: Sequence[SlotPipes]) -> None:
+        """Have a process started with the other ends of these pipes: a set for each of its slots, from that one on."""
         with contextlib.suppress(ConnectionError):  # it has died; the next read says so
-            message = (slot_protocol.STARTER_START, slot, pipes.path_prefix)
-            self._channel.send(message, pipes.slot_descriptors)
+            prefixes = [each.path_prefix for each in pipes if each.path_prefix]
+            message = (slot_protocol.STARTER_START, slot, prefixes, len(pipes))
+            self._channel.send(message, [descriptor for each in pipes for descriptor in each.slot_descriptors])
 
     def kill(self, slot: int) -> None:
         """End a slot and its process group."""

@@ -18,6 +18,7 @@ __all__ = [
     "Wait",
     "client_provider",
     "enter",
+    "enter_threads",
     "new_client",
     "surroundings",
 ]
@@ -56,6 +57,14 @@ class ClientInSlot(Protocol):
         """A task has ended: see to it that the scheduler knows of its children before it hears of the end."""
         ...
 
+    def owes(self, task: tuple[int, int]) -> bool:
+        """Whether `settle` has anything to do for that task."""
+        ...
+
+    def close(self) -> None:
+        """Its process, or its part of a process, takes no task any more."""
+        ...
+
 
 class Wait(Protocol):
     """A task that waits. Entered, it gives its seat up; left, it has one again."""
@@ -82,7 +91,11 @@ class Surroundings(Protocol):
         ...
 
     def task(self) -> tuple[int, int] | None:
-        """The name (attempt, row) of the task that runs."""
+        """The name (attempt, row) of the task that the calling code is of."""
+        ...
+
+    def runs_here(self) -> bool:
+        """Whether tasks run in the calling thread, one at a time."""
         ...
 
     def may_wait(self) -> bool:
@@ -94,7 +107,7 @@ class Surroundings(Protocol):
         ...
 
 
-_surroundings: list[Surroundings] = []
+_find: list[Callable[[], Surroundings | None]] = []
 _providers: list[Callable[[], Callable[[Surroundings], Any]]] = []
 
 
@@ -110,9 +123,14 @@ def new_client(around: Surroundings) -> Any:
 
 def enter(around: Surroundings | None) -> None:
     """This process is a slot, or (None) is none any more: it was forked from one."""
-    _surroundings[:] = [] if around is None else [around]
+    _find[:] = [] if around is None else [lambda: around]
+
+
+def enter_threads(find: Callable[[], Surroundings | None]) -> None:
+    """This process is several slots: `find` gives the one that the calling code runs in."""
+    _find[:] = [find]
 
 
 def surroundings() -> Surroundings | None:
-    """The slot that this process is, if it is one."""
-    return _surroundings[0] if _surroundings else None
+    """The slot that the calling code runs in, if it does."""
+    return _find[0]() if _find else None

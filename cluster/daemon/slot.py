@@ -7,15 +7,18 @@ the descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
 import os
 import pickle
 import signal
 import sys
+import threading
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from time import perf_counter
 from types import CoroutineType, FrameType
@@ -38,13 +41,14 @@ from cluster.daemon.slot_waiting import (
     is_inside_client,
 )
 from cluster.daemon.task_context import running_inside
+from cluster.daemon.task_threads import follow_threads, owner_of_context
 from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
 from cluster.storage.segments import map_segment
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.task_output import row_of
 
-__all__ = ["SlotDescriptors", "run_slot"]
+__all__ = ["Slot", "SlotDescriptors", "run_slot"]
 
 _SMALL_VALUE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
@@ -71,6 +75,24 @@ class SlotDescriptors(NamedTuple):
     def opened(self) -> tuple[int, ...]:
         """Those that are there."""
         return tuple(descriptor for descriptor in self if descriptor >= 0)
+
+    @classmethod
+    def of_threads(cls, passed: Sequence[int], threads: int) -> list[SlotDescriptors]:
+        """Those of each slot of a process, of which the first has the output for all."""
+        each = len(passed) // threads  # without the output
+        output_at = cls._fields.index("output")
+        output = passed[output_at]
+        rest = [*passed[:output_at], *passed[output_at + 1 :]]
+        found = []
+        for start in range(0, len(rest), each):
+            claim, tasks, reports, *others = rest[start : start + each]
+            found.append(cls(claim, tasks, reports, output, *others))
+        return found
+
+    @classmethod
+    def all_opened(cls, threads: Sequence[SlotDescriptors]) -> list[int]:
+        """Those that are there, of all slots of a process, each once."""
+        return list(dict.fromkeys(descriptor for thread in threads for descriptor in thread.opened))
 
 
 class _LoadFailed(Exception):
@@ -131,10 +153,14 @@ class _Piece:
 def run_slot(descriptors: SlotDescriptors, worker_name: str, cluster: in_slot.ClusterOfSlot) -> None:
     """Run tasks until the agent closes the claim pipe."""
     faulthandler.enable()  # a segmentation fault leaves its traceback among the last lines that the slot wrote
-    _Slot(descriptors, worker_name, cluster).run()
+    slot = Slot(descriptors, worker_name, cluster)
+    slot.take_over_process()
+    slot.run()
 
 
-class _Slot:
+class Slot:
+    """What runs tasks, in the thread that makes it."""
+
     def __init__(self, descriptors: SlotDescriptors, worker_name: str, cluster: in_slot.ClusterOfSlot) -> None:
         self._descriptors = descriptors
         self._worker_name = worker_name
@@ -148,21 +174,30 @@ class _Slot:
         self.segments = SegmentWriter(descriptors.segments)
         self.running = 0  # the sequence that may be interrupted
         self.interrupted_early = 0  # the sequence whose interrupt came when it could not be
-        self.current: tuple[Any, int] | None = None  # the task that was begun last and has not ended
+        self.current: tuple[Any, int] | None = None  # the task that was begun last
+        self.has_ended = True  # that task
+        self.below: list[tuple[Any, int]] = []  # the tasks that wait, in which it runs
+        self.thread = threading.get_ident()
         self._waiting = SlotWaiting(self, cluster, descriptors.claim, descriptors.tasks)
         self.forked = False
         self._actor: KeptActor | None = None
         self._host: Any = None  # a CoroutineHost
         self._started = 0.0
         self._last_target = 0  # of the last interrupt
-        self._output = SlotOutput(descriptors.output, self._page, self)
+        self._output: Any = None
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
+
+    def take_over_process(self) -> None:
+        """Be the only slot of this process: what is written, asked and interrupted here concerns its task."""
+        self._output = SlotOutput(self._descriptors.output, self._page, self)
         self._output.install()
         running_inside(self._running_task)
-        os.register_at_fork(after_in_child=self._after_fork_in_child)
         signal.signal(signal.SIGUSR1, self._on_interrupt)
         in_slot.enter(self._waiting)
+        follow_threads(lambda: None if self.forked else partial(owner_of_context.set, self.owner()))
 
     def run(self) -> None:
+        """Run tasks until the agent closes the claim pipe, or wants coroutines run."""
         claim, read = self._descriptors.claim, os.read
         self.write(self._pack([0]))
         while True:
@@ -188,6 +223,7 @@ class _Slot:
         output, started = self._output, self._started
         piece = self.find(sequence)
         self.current = piece, sequence
+        self.has_ended = False
         if output.marks_all:
             output.mark_task()
         report = self._execute(piece, sequence)
@@ -198,10 +234,24 @@ class _Slot:
             output.end_task()
         if self._waiting.used is not None:
             self._waiting.used.settle()
-            self.current = None
+        self.has_ended = True
         self.write(report)
         if self._page[slot_protocol.TRIM_OFFSET]:
             self._trim()
+
+    def owner(self) -> tuple[Any, int] | None:
+        """The task that the calling code is of; None if that has ended."""
+        task = self.current if threading.get_ident() == self.thread else owner_of_context.get()
+        return task if self.is_open(task) else None
+
+    def is_open(self, task: Any) -> bool:
+        """Whether that task runs, or waits for others."""
+        return (task is self.current and not self.has_ended) or any(task is waits for waits in self.below)
+
+    @property
+    def surroundings(self) -> SlotWaiting:
+        """The slot as a client in it sees it."""
+        return self._waiting
 
     def end_output(self) -> None:
         """What the task has written is its own; what follows may be another's."""
@@ -448,11 +498,12 @@ class _Slot:
         in_slot.enter(None)
         self.segments.after_fork_in_child()
         for descriptor in self._descriptors.opened:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # slots that are threads have some in common
+                os.close(descriptor)
 
 
-_EXECUTE: Final = _Slot._execute.__code__
-_RUN: Final = _Slot.run.__code__
+_EXECUTE: Final = Slot._execute.__code__
+_RUN: Final = Slot.run.__code__
 
 
 def _load_value(value: Any, bind_future: Callable[[Any], Any]) -> Any:

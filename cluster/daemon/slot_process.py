@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -22,20 +23,26 @@ _CLUSTER: Final = "CLUSTER_OF_SLOT"
 
 
 def be_slot(
-    descriptors: SlotDescriptors, worker_name: str, cluster: ClusterOfSlot, prepare: Callable[[], None]
+    threads: Sequence[SlotDescriptors], worker_name: str, cluster: ClusterOfSlot, prepare: Callable[[], None]
 ) -> NoReturn:
-    """Run tasks until the agent has gone, then end the process, whatever it still has: nobody waits for it."""
+    """Run tasks until the agent has gone, then end the process, whatever it still has: nobody waits for it.
+
+    `threads`: the descriptors of one slot, or of several, each of which is a thread then."""
     status = 1
     try:
         prepare()
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE_ADJUSTMENT))
-        os.dup2(descriptors.output, 1)
-        os.dup2(descriptors.output, 2)
-        for descriptor in descriptors.opened:
+        os.dup2(threads[0].output, 1)
+        os.dup2(threads[0].output, 2)
+        for descriptor in SlotDescriptors.all_opened(threads):
             os.set_inheritable(descriptor, False)
         sys.stdout, sys.stderr = open_output(1), open_output(2)
-        run_slot(descriptors, worker_name, cluster)
+        if len(threads) == 1:
+            run_slot(threads[0], worker_name, cluster)
+        else:
+            # Loaded here, since few slots need it.
+            import_module("cluster.daemon.slot_threads").run_threads(threads, worker_name, cluster)
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -46,12 +53,12 @@ def be_slot(
         os._exit(status)
 
 
-def command_of_slot(descriptors: SlotDescriptors, worker_name: str, python_path: str) -> list[str]:
-    """What starts a fresh interpreter that is a slot with these descriptors, which it inherits."""
+def command_of_slot(threads: Sequence[SlotDescriptors], worker_name: str, python_path: str) -> list[str]:
+    """What starts a fresh interpreter that is a slot with these descriptors, which it inherits; or several slots."""
     command = [sys.executable, "-m", "cluster.daemon.slot_process", "--name", worker_name]
     if python_path:
         command.append(f"--python-path={python_path}")
-    return [*command, *map(str, descriptors)]
+    return [*command, *(str(descriptor) for thread in threads for descriptor in thread)]
 
 
 def main() -> None:
@@ -59,10 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", required=True)
     parser.add_argument("--python-path", default="")
-    parser.add_argument("descriptors", type=int, nargs=len(SlotDescriptors._fields))
+    parser.add_argument("descriptors", type=int, nargs="+")
     options = parser.parse_args()
     add_python_path(options.python_path)
-    be_slot(SlotDescriptors(*options.descriptors), options.name, _cluster_of_environment(), lambda: None)
+    each = len(SlotDescriptors._fields)
+    numbers = options.descriptors
+    threads = [SlotDescriptors(*numbers[first : first + each]) for first in range(0, len(numbers), each)]
+    be_slot(threads, options.name, _cluster_of_environment(), lambda: None)
 
 
 def environment_of_slot(cluster: ClusterOfSlot) -> dict[str, str]:

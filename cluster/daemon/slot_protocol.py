@@ -26,6 +26,9 @@ The page, by offset:
     16   the token of the marks in the output pipe (16 bytes); see `cluster.wire.task_output`
     32   a counter, odd while the following is being written (8 bytes), then the progress that a task has reported:
          its attempt, row and fraction (8 bytes each), the message's length (2 bytes), the message
+    2048 the sequence whose thread is to be left (8 bytes), written before SIGUSR1 is sent
+
+A process whose slots are threads has the descriptors of each, but one output for all; the marks in it say whose it is.
 
 Reports are told apart by their length: 1, `[0]`: ready for tasks. 2, `[sequence, nbytes]`: wants a segment, or with a
 REPORT_… code in the place of the bytes: waits for other tasks, wants to go on, stops a coroutine, or has given back
@@ -44,7 +47,9 @@ from typing import Final
 
 __all__ = [
     "CLAIM_BYTES",
+    "LEAVE_OFFSET",
     "MARK_ALL_OFFSET",
+    "MOST_THREADS",
     "PAGE_BYTES",
     "PRINTED_OFFSET",
     "PROGRESSING_OFFSET",
@@ -87,6 +92,9 @@ TOKEN_OFFSET: Final = 16
 PROGRESS_COUNTER_OFFSET: Final = 32
 PROGRESS_OFFSET: Final = 40
 PROGRESS_TEXT_BYTES: Final = 1000
+LEAVE_OFFSET: Final = 2048
+MOST_THREADS: Final = 50
+"""Slots of one process: so many sets of descriptors go with one packet."""
 
 # agent -> slot
 TASKS_DEFINE: Final = 0  # function_id, name, blob
@@ -107,7 +115,9 @@ REPORT_STOPPING: Final = -3
 REPORT_TRIMMED: Final = -4
 
 # agent -> starter
-STARTER_START: Final = 0  # slot, path prefix (empty: with the descriptors claim, tasks, reports, output, page)
+# slot, path prefixes of it and of the further threads of its process (none: with the descriptors claim, tasks, reports,
+# output, page, and without the output for each further thread), how many of these
+STARTER_START: Final = 0
 STARTER_KILL: Final = 1  # slot
 STARTER_INTERRUPT: Final = 2  # slot
 STARTER_CLUSTER: Final = 5  # the scheduler's address, and the secret; the first message

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from time import perf_counter
 from types import FrameType
 from typing import Any, Final, Protocol, Self
@@ -43,7 +44,17 @@ class RunsTasks(Protocol):
     interrupted_early: int
     """The sequence whose interrupt came when it could not be."""
     current: tuple[Any, int] | None
-    """The piece and the sequence of the task that was begun last and has not ended."""
+    """The piece and the sequence of the task that was begun last."""
+    has_ended: bool
+    """Whether that task has ended."""
+    below: list[tuple[Any, int]]
+    """The tasks that wait, in which it runs."""
+    thread: int
+    """The thread that runs tasks."""
+
+    def owner(self) -> tuple[Any, int] | None:
+        """The task that the calling code is of, as (piece, sequence); None if that has ended."""
+        ...
 
     def run_claimed(self, sequence: int) -> None:
         """Run a claimed task and report it."""
@@ -93,14 +104,17 @@ class SlotWaiting:
         return self.client().bind(reference)
 
     def task(self) -> tuple[int, int] | None:
-        """The task that runs, or waits, on top of all others."""
-        current = self.slot.current
-        return None if current is None or not current[0].context else current[0].name(current[1])
+        """The task that the calling code is of."""
+        owner = self.slot.owner()
+        return None if owner is None or not owner[0].context else owner[0].name(owner[1])
+
+    def runs_here(self) -> bool:
+        """Whether tasks run in the calling thread."""
+        return threading.get_ident() == self.slot.thread
 
     def may_wait(self) -> bool:
         """Whether a task asks, from the thread that it runs in."""
-        runs_here = self.slot.running > 0 and threading.get_ident() == threading.main_thread().ident
-        return runs_here and self.task() is not None
+        return self.slot.running > 0 and self.runs_here() and self.task() is not None
 
     def wait(self) -> in_slot.Wait:
         """What the task has to be in while it waits."""
@@ -180,15 +194,17 @@ class _Waiting:
             return  # it was taken back
         if not record:
             os._exit(0)  # the agent has gone; the starter is about to end this process anyway
-        current, limit = self._slot.current, sys.getrecursionlimit()
-        self._slot.end_output()
-        # What runs inside may recurse as deep as if it ran alone.
-        sys.setrecursionlimit(limit + _frames_of_task())
+        slot = self._slot
+        current = slot.current
+        assert current is not None, "a task waits that has not begun"
+        slot.end_output()
+        slot.below.append(current)
         try:
-            self._slot.run_claimed(int.from_bytes(record, "little"))
+            with _deeper(slot.thread, _frames_of_task()):
+                slot.run_claimed(int.from_bytes(record, "little"))
         finally:
-            sys.setrecursionlimit(limit)
-            self._slot.current = current
+            slot.below.pop()
+            slot.current, slot.has_ended = current, False
 
     def __exit__(self, *exception: object) -> None:
         around, sequence = self._around, self._sequence
@@ -244,6 +260,29 @@ class _WaitingBeside:
         if self._slot.interrupted_early == self._sequence:
             self._slot.running = self._slot.interrupted_early = 0  # once
             raise TaskInterrupted
+
+
+_depths: dict[int, int] = {}  # thread -> the frames of tasks that wait in it
+_depths_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _deeper(thread: int, frames: int) -> Iterator[None]:
+    """What runs inside may recurse as deep as if it ran alone. The limit is the process's, threads of it or not."""
+    _change_depth(thread, frames)
+    try:
+        yield
+    finally:
+        _change_depth(thread, -frames)
+
+
+def _change_depth(thread: int, frames: int) -> None:
+    with _depths_lock:
+        before = max(_depths.values(), default=0)
+        _depths[thread] = _depths.get(thread, 0) + frames
+        if not _depths[thread]:
+            del _depths[thread]
+        sys.setrecursionlimit(sys.getrecursionlimit() + max(_depths.values(), default=0) - before)
 
 
 def _frames_of_task() -> int:

@@ -92,7 +92,7 @@ class Starter:
             if code == slot_protocol.STARTER_CLUSTER:
                 self._cluster = ClusterOfSlot(slot, *rest)
             elif code == slot_protocol.STARTER_START:
-                self._start(slot, rest[0], descriptors)
+                self._start(slot, rest[0], rest[1], descriptors)
             elif slot in self._processes:
                 self._signal(self._processes[slot], code == slot_protocol.STARTER_KILL)
         return True
@@ -104,12 +104,12 @@ class Starter:
         else:
             os.kill(process_id, signal.SIGUSR1)
 
-    def _start(self, slot: int, path_prefix: str, passed: list[int]) -> None:
+    def _start(self, slot: int, path_prefixes: list[str], threads: int, passed: list[int]) -> None:
         if self._forks:
-            process_id = self._fork(SlotDescriptors(*passed))
+            process_id = self._fork(SlotDescriptors.of_threads(passed, threads))
         else:
             try:
-                process_id = self._spawn(path_prefix)
+                process_id = self._spawn(path_prefixes)
             except OSError as error:
                 sys.stderr.write(f"slot {slot} cannot be started: {error}\n")
                 self._tell([slot_protocol.STARTER_EXITED, slot, 1, -1, 0])
@@ -118,28 +118,31 @@ class Starter:
         self._slots[process_id] = slot
         self._tell([slot_protocol.STARTER_STARTED, slot, process_id])
 
-    def _fork(self, descriptors: SlotDescriptors) -> int:
+    def _fork(self, threads: list[SlotDescriptors]) -> int:
         process_id = os.fork()
         if process_id == 0:
-            be_slot(descriptors, self._worker_name, self._cluster, self._leave_starter)
+            be_slot(threads, self._worker_name, self._cluster, self._leave_starter)
         with contextlib.suppress(OSError):  # the child does the same; whoever comes first
             os.setpgid(process_id, process_id)
-        for descriptor in descriptors.opened:
+        for descriptor in SlotDescriptors.all_opened(threads):
             os.close(descriptor)
         return process_id
 
-    def _spawn(self, path_prefix: str) -> int:
-        descriptors = SlotDescriptors(*slot_ends.open_named(path_prefix))
+    def _spawn(self, path_prefixes: list[str]) -> int:
+        opened: list[int] = []
         try:
-            for descriptor in descriptors.opened:
+            for prefix in path_prefixes:
+                opened += slot_ends.open_named(prefix, with_output=not opened)
+            threads = SlotDescriptors.of_threads(opened, len(path_prefixes))
+            for descriptor in opened:
                 os.set_inheritable(descriptor, True)
             # From the first moment on: what an interpreter that cannot start says is what the slot has last written.
-            outputs = [(os.POSIX_SPAWN_DUP2, descriptors.output, number) for number in (1, 2)]
-            command = command_of_slot(descriptors, self._worker_name, self._python_path)
+            outputs = [(os.POSIX_SPAWN_DUP2, threads[0].output, number) for number in (1, 2)]
+            command = command_of_slot(threads, self._worker_name, self._python_path)
             environment = environment_of_slot(self._cluster)
             return os.posix_spawn(command[0], command, environment, file_actions=outputs, setpgroup=0)
         finally:
-            for descriptor in descriptors.opened:
+            for descriptor in opened:
                 os.close(descriptor)
 
     def _leave_starter(self) -> None:

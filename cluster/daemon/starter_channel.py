@@ -12,7 +12,7 @@ import msgpack
 __all__ = ["Channel", "PacketChannel", "PipeChannel"]
 
 _PACKET_LIMIT_BYTES: Final = 65536
-_DESCRIPTORS_LIMIT: Final = 8
+_DESCRIPTORS_LIMIT: Final = 253  # as many as the kernel passes with one packet
 
 Received = tuple[list[Any], list[int]]
 """A message, and the descriptors that came with it."""

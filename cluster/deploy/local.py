@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from cluster import config
 from cluster.client.html import card
+from cluster.daemon.slot_protocol import MOST_THREADS
 from cluster.deploy.adapting import Adapting
 from cluster.deploy.adapting_local import Adaptation
 from cluster.ids import new_id
@@ -40,8 +41,10 @@ class LocalCluster:
     """A scheduler and workers as processes of this machine, which end with this object or this process.
 
     `n_workers` workers have `slots` slots each (all cores are shared out if it is not given; `threads_per_worker` is
-    another name for it). `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out four fifths of
-    what the machine, or its container, has. `directory` is where the secret is, if not in the usual place. Tasks see
+    another name for it). With `threads`, each slot's process runs so many tasks at once, for tasks that wait for input
+    and output or release the GIL; then one task cannot be stopped for certain, and a crash ends all tasks of its
+    process, which run again. `memory_limit` is each worker's, as bytes or text ("8GB"); "auto" shares out four fifths
+    of what the machine, or its container, has. `directory` is where the secret is, if not in the usual place. Tasks see
     this process's `sys.path`.
     """
 
@@ -51,6 +54,7 @@ class LocalCluster:
         slots: int | None = None,
         *,
         threads_per_worker: int | None = None,
+        threads: int = 1,
         memory_limit: str | int = "auto",
         directory: str | Path | None = None,
     ) -> None:
@@ -63,6 +67,9 @@ class LocalCluster:
         self.slots = max(1, limits.slots // max(1, n_workers)) if slots is None else slots
         if self.slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {self.slots}")
+        if not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"threads must be from 1 to {MOST_THREADS} for each slot, not {threads}")
+        self.threads = threads
         self.memory_limit_bytes = (
             limits.worker_memory_bytes(n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
         )
@@ -128,6 +135,7 @@ class LocalCluster:
             arguments = [
                 self.scheduler_address,
                 *("--slots", str(self.slots)),
+                *("--threads", str(self.threads)),
                 *("--memory-limit", str(self.memory_limit_bytes)),
                 *("--name", name),
                 *("--python-path", os.pathsep.join(path or os.getcwd() for path in sys.path)),
@@ -170,13 +178,16 @@ class LocalCluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<LocalCluster at {self.scheduler_address}, {len(self._workers)} workers of {self.slots} slots>"
+        return f"<LocalCluster at {self.scheduler_address}, {len(self._workers)} workers of {self._size()}>"
+
+    def _size(self) -> str:
+        return f"{self.slots} slots" + (f" of {self.threads} threads" if self.threads > 1 else "")
 
     def _repr_html_(self) -> str:
         facts: list[tuple[str, object]] = [
             ("scheduler", self.scheduler_address),
             ("workers", len(self._workers)),
-            ("slots", len(self._workers) * self.slots),
+            ("slots", len(self._workers) * self.slots * self.threads),
             ("memory", f"{format_bytes(self.memory_limit_bytes)} a worker"),
         ]
         failure = self.explain_failure()

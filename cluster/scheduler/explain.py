@@ -489,6 +489,8 @@ def _running(run: Run, worker: WorkerRecord, where: dict[str, Any]) -> Reason:
         why += f", of at most {format_seconds(float(limit))}"
     if where["stopping"]:
         why += f"; it was asked to stop ({where['stopping']})"
+        if where.get("is_thread"):
+            why += "; if it does not within a second, its thread is left to itself"
     median = run.function.median_seconds if run.function is not None else None
     if median is not None:
         why += f"; {run.label} usually takes {format_seconds(median)}"
@@ -498,7 +500,9 @@ def _running(run: Run, worker: WorkerRecord, where: dict[str, Any]) -> Reason:
 def _process(run: Run, where: dict[str, Any]) -> str:
     if run.is_coroutine:
         return "a process of coroutines"
-    return "the actor's process" if run.calls_actor or run.makes_actor else f"slot {where['slot']}"
+    if run.calls_actor or run.makes_actor:
+        return "the actor's process"
+    return f"{'a thread, ' if where.get('is_thread') else ''}slot {where['slot']}"
 
 
 def _queued(there: str, where: dict[str, Any]) -> Reason:

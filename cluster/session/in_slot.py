@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cluster.session.machine import Session
@@ -12,49 +12,91 @@ from cluster.wire import messages
 
 __all__ = ["SessionInSlot"]
 
+Parent = tuple[int, int] | None
+"""The (attempt, row) of a task, None for code that is of none."""
+
+_NO_PROOF = -1
+
 
 class SessionInSlot(Session):
-    """A session whose tasks are children of the task that runs when they leave."""
+    """A session whose tasks are children of the task that submits them. Several may do so by turns."""
 
     def __init__(self, client_id: bytes, name: str, versions: dict[str, str], weight: float = 1.0) -> None:
         super().__init__(client_id, name, versions, weight)
-        self.parent_of: Callable[[], tuple[int, int] | None] = lambda: None
-        """Gives the (attempt, row) of the task that runs."""
-        self.unsettled = False
+        self.parent_of: Callable[[], Parent] = lambda: None
+        """Gives the task that the calling code is of."""
+        self._parent: Parent = None  # of the open part
+        # Tasks of which something was sent that must not arrive after their end -> the number whose end proves that all
+        # has arrived, and which of all these notes it is.
+        self._unsettled: dict[Parent, tuple[int, int]] = {}
+        self.notes = 0
+        """How often it was noted that something was sent which must not arrive late."""
+
+    @property
+    def unsettled(self) -> bool:
         """Whether something was sent that must not arrive after the end of the task which sent it."""
-        self._proof = -1  # when this number ends, all that was sent has arrived
+        return bool(self._unsettled)
+
+    def owes(self, task: Parent) -> bool:
+        """The same of one task."""
+        return task in self._unsettled
+
+    def settle(self, notes: int) -> None:
+        """What was sent when there were so many notes has arrived."""
+        self._unsettled = {task: note for task, note in self._unsettled.items() if note[1] > notes}
+
+    def _owe(self, task: Parent, proof: int) -> None:
+        self.notes += 1
+        self._unsettled[task] = proof, self.notes
 
     def join(self) -> None:
         """Say who we are, and where."""
         super().join()
         self._outbox.add(messages.LivesInSlot())
 
+    def submit(self, call: Call, piece: bytes, dependencies: Sequence[int] = ()) -> int:
+        """Add one task to the open part, unless that is another task's, and return its number."""
+        self._submits(self.parent_of())
+        return super().submit(call, piece, dependencies)
+
+    def submit_to_open_part(self, call: Call, piece: bytes, dependencies: Sequence[int] = ()) -> int:
+        """As `submit` if the open part takes it, else -1."""
+        return -1 if self.parent_of() != self._parent else super().submit_to_open_part(call, piece, dependencies)
+
+    def submit_part(self, call: Call, *arguments: Any, **keywords: Any) -> int:
+        """Send consecutive tasks, a part of a map; return the first of their numbers."""
+        self._submits(self.parent_of())
+        return super().submit_part(call, *arguments, **keywords)
+
+    def _submits(self, parent: Parent) -> None:
+        if parent != self._parent:
+            self._close_part()
+            self._parent = parent
+
     def keep(self, numbers: Iterable[int]) -> None:
         """Run these to the end though nobody holds them, and though the task that submitted them has ended."""
         super().keep(numbers)
-        self.unsettled = True
-        self._proof = -1
+        self._owe(self.parent_of(), _NO_PROOF)
 
     def hand_over(self, attempt: int, row: int, numbers: Iterable[int]) -> None:
         """Futures of these lie in the value that this task is about to report."""
         self._close_part()
         self._outbox.add(messages.HandOver(attempt, row, runs_of(numbers)))
-        self.unsettled = True
-        self._proof = -1
+        self._owe((attempt, row), _NO_PROOF)
 
     def receive(self, message: Any) -> None:
         """Take a message from the scheduler in; the end of what was submitted last shows that all has arrived."""
-        if self.unsettled and self._proof >= 0 and isinstance(message, messages.Finished | messages.Failed):
+        if self._unsettled and isinstance(message, messages.Finished | messages.Failed):
             runs = message.runs
-            if any(first <= self._proof < first + count for first, count in zip(runs[::2], runs[1::2], strict=True)):
-                self.unsettled = False
+            for parent, (proof, _) in list(self._unsettled.items()):
+                if any(first <= proof < first + count for first, count in zip(runs[::2], runs[1::2], strict=True)):
+                    del self._unsettled[parent]
         super().receive(message)
 
     def _send_part(self, message: messages.Submit, call: Call) -> None:
-        parent = self.parent_of()
+        parent = self._parent
         if parent is not None:
             message = message._replace(options={**message.options, "parent": list(parent)})
-            if not self.unsettled or self._proof >= 0:
-                self._proof = message.first + message.count - 1
-            self.unsettled = True
+            needs_more = parent in self._unsettled and self._unsettled[parent][0] == _NO_PROOF
+            self._owe(parent, _NO_PROOF if needs_more else message.first + message.count - 1)
         super()._send_part(message, call)

@@ -10,6 +10,7 @@ from cluster.simulation.disk import DISK_PREFIX, Disk, check_memory
 from cluster.simulation.heaps import NEW_SLOT_BYTES
 from cluster.simulation.network import Connection
 from cluster.simulation.slots import SlotProcess
+from cluster.simulation.threads import ThreadSlot
 from cluster.simulation.timer import Timer
 from cluster.simulation.transfers import Transfers, damaged
 from cluster.wire import messages
@@ -68,6 +69,7 @@ class AgentProcess:
                 world.plan.drain_seconds,
                 world.plan.one_task_at_a_time,
                 (DISK_PREFIX,),
+                threads=world.plan.threads,
             )
         )
         self._random = world.random_of("agents")
@@ -128,6 +130,12 @@ class AgentProcess:
             case events.TakeBack(slot):
                 assert not self.world.plan.one_task_at_a_time, "a task was asked back where there is no way back"
                 self._pending.append(events.TookBack(slot, self.slots[slot].take_back()))
+            case events.StartSlot(first, threads) if threads > 1:
+                members: list[ThreadSlot] = []
+                for slot in range(first, first + threads):
+                    assert slot not in self.slots, "a slot was started that is there"
+                    self.slots[slot] = ThreadSlot(self, slot, members)
+                    self.slots[slot].start()
             case events.StartSlot(slot) if slot >= FIRST_COROUTINES:
                 self.coroutines[slot] = CoroutineProcess(self, slot)
                 self.coroutines[slot].start()
@@ -143,6 +151,10 @@ class AgentProcess:
                 self.slots[slot].interrupt(sequence)
             case events.TrimSlot(slot, idle):
                 self.slots[slot].heap.ask_to_trim(idle=idle)
+            case events.LeaveThread(slot, sequence):
+                thread = self.slots[slot]
+                assert isinstance(thread, ThreadSlot), "a slot that is no thread was told to leave it"
+                thread.leave(sequence)
             case events.KillSlot(slot):
                 self._process(slot).die(-1, 9)
             case events.AnswerSegment(slot, sequence, path, reason):
@@ -177,7 +189,10 @@ class AgentProcess:
 
     def _measure(self) -> None:
         if self.alive:
-            held = {index: slot.heap.nbytes for index, slot in self.slots.items()}
+            held: dict[int, int] = {}
+            for index, slot in self.slots.items():
+                process = slot.members[0].index if isinstance(slot, ThreadSlot) else index
+                held[process] = held.get(process, 0) + slot.heap.nbytes
             self.feed(events.Measured({"slot_bytes": sum(held.values()), "starter_bytes": NEW_SLOT_BYTES}, held))
             self.world.clock.after(MEASURED_SECONDS, self._measure)
 
@@ -242,6 +257,12 @@ class AgentProcess:
         else:
             del self.coroutines[index]
         self.feed(events.SlotExited(index, unclaimed, exit_code, signal, "its last words", 1 << 20))
+
+    def thread_process_ended(self, end: events.SlotExited) -> None:
+        """The same of a process that had several slots."""
+        for index in range(end.slot, end.slot + 1 + len(end.unclaimed_beside)):
+            del self.slots[index]
+        self.feed(end)
 
     # ------------------------------------------------------------------ files
 

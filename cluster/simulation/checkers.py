@@ -88,6 +88,8 @@ class PromiseWatch:
             agent = self._world.agents.get(worker.address)
             if agent is None or not agent.alive or worker.draining or agent.draining:
                 continue
+            if self._world.plan.threads > 1 and any(slot.renew for slot in agent.machine.workforce.slots):
+                continue  # a thread stands still until its process can be replaced
             if agent.nests:
                 # Nothing but children is due where nearly all processes are kept by tasks that wait.
                 if worker.room == worker.slots and agent.free_seats > agent.machine.supply.waiting_count:

@@ -170,6 +170,7 @@ class ExplainWatch:
         table = ledger.table
         agent = world.agents[worker.address]
         slots, gpus = world.plan.workers[int(agent.name[1:])]
+        slots *= world.plan.threads
         named: Any = spec.options.get("workers")
         asked: Any = spec.options.get("resources") or {}
         if gpus < asked.get("gpu", 0.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cluster.simulation.threads import ThreadSlot
 from cluster.worker import events
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ class Faults:
         if agent is not None and agent.slots:
             slot = agent.slots[self._random[self._name].choice(sorted(agent.slots))]
             # A task is not killed so often by chance that it would be blamed for it.
-            blamed = [slot.running] if slot.running is not None else []
-            blamed += [frame.spec for frame in slot.stack]
+            together = slot.members if isinstance(slot, ThreadSlot) else [slot]
+            blamed = [one.running for one in together if one.running is not None]
+            blamed += [frame.spec for one in together for frame in one.stack]
             if all(spec.deaths + spec.waiting_deaths + 1 + min(spec.dies_first, 2) < 3 for spec in blamed):
                 self._count()
                 slot.die(-1, 11)

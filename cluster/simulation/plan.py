@@ -64,6 +64,7 @@ class Plan:
     spill_failures: float = 0.0  # the chance that the disk is full when a value is to go there
     spill_damages: float = 0.0  # … that what was written there is not what is read
     greed: float = 0.0  # the chance of a run to take much memory, which its slot keeps, free or not
+    threads: int = 1  # in each process of a slot
     one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
     @property
@@ -183,6 +184,7 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     shape = replace(plan.shape, memory=chance(0.2, 0.05, 0.3))
     plan = replace(plan, shape=shape, memory_limit_bytes=limit)
     plan = replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty, short_memories=chance(0.2, 1.0, 50.0))
+    plan = replace(plan, threads=random.choice((2, 2, 3)) if random.random() < 0.2 else 1)
     return _with_short_memory(plan, random, faulty=faulty)
 
 

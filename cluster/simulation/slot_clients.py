@@ -104,7 +104,7 @@ class SlotClient:
         self.session.dropped.extend(numbers)
         self.session.flush()
         if self.session.unsettled:
-            self.session.unsettled = False
+            self.session.settle(self.session.notes)
             self._settled = self.session.query("ping"), then
         self.send()
         return self._settled is not None

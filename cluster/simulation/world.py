@@ -165,7 +165,7 @@ class World:
             return
         life = self._lives[name] = self._lives.get(name, 0) + 1
         slots, gpus = self.plan.workers[self._names.index(name)]
-        agent = AgentProcess(self, name, life, slots, {"gpu": gpus} if gpus else {})
+        agent = AgentProcess(self, name, life, slots * self.plan.threads, {"gpu": gpus} if gpus else {})
         self.agents[agent.address] = agent
 
     def agent_ended(self, agent: AgentProcess) -> None:

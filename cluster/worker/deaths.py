@@ -24,7 +24,7 @@ def details_of_death(
     end: SlotExited, kind: str, lines: str, *, waiting: bool, beside: int, memory: MemoryEnd | None = None
 ) -> dict[str, Any]:
     """The details of a `RunFailed`. `kind`: "died", or why the task was to be stopped; `lines`: the last it wrote;
-    `waiting`: another task ran inside it; `beside`: so many other coroutines ended with it; `memory`: the worker ended
+    `waiting`: another task ran inside it; `beside`: so many others ran in that process; `memory`: the worker ended
     it because it held too much."""
     if memory is not None:
         message = (
@@ -35,7 +35,7 @@ def details_of_death(
     elif kind == "died" and waiting:
         message = f"the process in which the task waited ended with {cause_of(end)}, while a child of it ran there"
     elif kind == "died":
-        others = f" and {beside} other coroutine{'' if beside == 1 else 's'}" if beside else ""
+        others = f" and {beside} other{'' if beside == 1 else 's'} at once" if beside else ""
         message = f"the process that ran the task{others} ended with {cause_of(end)}"
         if end.out_of_memory:
             message += ": the kernel ended it because memory had run out"

@@ -31,6 +31,8 @@ What a shell has to keep to
 - **Coroutines.** From `FIRST_COROUTINES` on (`cluster.worker.coroutines`) processes run many tasks at once, when told
   so (`BecomeCoroutines`): they claim whatever is in the pipe, and report in any order. A task there is stopped by
   `StopCoroutine`; as soon as its event loop has taken note of that, the process says so (`CoroutineStopping`).
+- **Threads.** A process may have several slots, each in a thread of its own with pipes of its own
+  (`cluster.worker.threads`). It ends as one. What it writes comes under the number of the first slot.
 - A slot asks for a segment at most once a task (`SegmentAsked`), and waits for the `AnswerSegment`.
 - `next_wakeup` is the time at which the machine wants a `Tick` if nothing else happens before; None: never.
 
@@ -134,7 +136,8 @@ class SlotExited(NamedTuple):
     """The slot's process has ended; one of `exit_code` and `signal` is -1. `last_lines`: the last that it wrote when it
     ran no task. `out_of_memory`: a signal ended it while the kernel was ending processes for want of memory.
 
-    `unclaimed` are the records taken out of its pipe, oldest first, as in TookBack."""
+    `unclaimed` are the records taken out of its pipe, oldest first, as in TookBack; `unclaimed_beside` those of each
+    further slot of that process, in order."""
 
     slot: int
     unclaimed: list[int]
@@ -143,6 +146,7 @@ class SlotExited(NamedTuple):
     last_lines: str
     peak_memory_bytes: int
     out_of_memory: bool = False
+    unclaimed_beside: tuple[list[int], ...] = ()
 
 
 class SlotWrote(NamedTuple):
@@ -316,9 +320,12 @@ class ServeSegment(NamedTuple):
 
 
 class StartSlot(NamedTuple):
-    """Start a process for this slot; SlotReady or SlotExited follows."""
+    """Start a process for this slot, and for the following ones if it has more threads than one.
+
+    SlotReady follows for each of them, or one SlotExited."""
 
     slot: int
+    threads: int
 
 
 class BecomeActor(NamedTuple):
@@ -410,8 +417,16 @@ class TrimSlot(NamedTuple):
     idle: bool
 
 
+class LeaveThread(NamedTuple):
+    """Report the slot's task as interrupted in its place, if it still runs that sequence, and let another thread be
+    the slot from then on."""
+
+    slot: int
+    sequence: int
+
+
 class KillSlot(NamedTuple):
-    """End the slot's process and all that it started; SlotExited follows."""
+    """End the process whose (first) slot this is, and all that it started; SlotExited follows."""
 
     slot: int
 
@@ -535,7 +550,7 @@ class Close(NamedTuple):
 
 Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
-    | TakeBack | Interrupt | TrimSlot | KillSlot | BecomeCoroutines | StopCoroutine
+    | TakeBack | Interrupt | TrimSlot | LeaveThread | KillSlot | BecomeCoroutines | StopCoroutine
     | ShrinkSegments | SpillSegment | CheckSpilled
     | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
     | StartErrand | EndErrand | StoreModule | Say | Close

@@ -57,6 +57,8 @@ class AgentIdentity(NamedTuple):
     """How much of the disk spilled values may take; 0: as much as there is; below 0: there is none."""
     spill_compression: str = ""
     """How spilled values are compressed: "", "lz4" or "zstd"."""
+    threads: int = 1
+    """How many of the slots are in each process."""
 
 
 class Agent:
@@ -103,6 +105,7 @@ class Agent:
             self.spilling,
             self._new_request,
             one_task_at_a_time=identity.one_task_at_a_time,
+            threads=identity.threads,
         )
         self.slot_memory = SlotMemory(self._ledger, self.workforce, self.memory, self.room)
         self.errands = Errands(self._ledger, self.orders)
@@ -208,9 +211,10 @@ class Agent:
         workforce, supply = self.workforce, self.supply
         match event:
             case events.SlotReports(slot, reports):
-                if slot >= FIRST_COROUTINES:
+                writer = workforce.threads.writer(slot)
+                if writer >= FIRST_COROUTINES:
                     process = workforce.process(slot)
-                    self.outputs.ended_among_others(slot, [process.run_at(report[0]) for report in reports])
+                    self.outputs.ended_among_others(writer, [process.run_at(report[0]) for report in reports])
                 elif self.outputs.writes(slot):
                     self.outputs.ended(slot, workforce.process(slot).run_at(reports[-1][0] + 1))
                 workforce.reported(slot, reports, now)
@@ -259,11 +263,13 @@ class Agent:
                 self.slot_memory.started(slot)
                 workforce.ready(slot, now)
             case events.SlotWrote(slot, pieces, seconds):
-                self.outputs.take(slot, workforce.process(slot).front(), pieces, seconds, now)
+                writer = workforce.threads.writer(slot)
+                front = workforce.process(slot).front() if writer == slot else None
+                self.outputs.take(writer, front, pieces, seconds, now)
             case events.ProgressMade(attempt, row, fraction, message):
                 self.outputs.progress(attempt, row, fraction, message, now)
             case events.SlotExited(slot):
-                self.outputs.ended(slot, None)
+                self.outputs.ended(workforce.threads.writer(slot), None)
                 workforce.exited(event, now)
             case events.ErrandReported(request, report):
                 self.errands.reported(request, report)
@@ -387,6 +393,7 @@ class Agent:
                 "values": self.supply.values.count,
                 "fetched_bytes": self.supply.fetched_bytes,
                 **self.workforce.actors.figures(),
+                **self.workforce.threads.figures(),
                 "coroutines": self.workforce.coroutines.count,
                 **self._figures,
                 **self.memory.figures(),

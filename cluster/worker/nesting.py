@@ -62,6 +62,11 @@ class Nesting:
         """How many tasks more may run now."""
         return max(0, self._seats - sum(slot.runs for slot in self._workforce.slots))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further process may be started."""
+        return len(self._workforce.slots) >= self._seats * (1 + FURTHER_PROCESSES_A_SLOT)
+
     def is_spare(self, slot: Slot) -> bool:
         """Whether this is a further process, started only when it is needed."""
         return slot.index >= self._seats
@@ -182,7 +187,7 @@ class Nesting:
             if wanted > 0 and slot.state is SlotState.ABSENT and slot.start_at is None:
                 workforce.start(slot)
                 wanted -= 1
-        while wanted > 0 and len(workforce.slots) < self._seats * (1 + FURTHER_PROCESSES_A_SLOT):
+        while wanted > 0 and not self.is_full:
             slot = Slot(len(workforce.slots), given_singly=workforce.one_task_at_a_time)
             workforce.slots.append(slot)
             workforce.start(slot)

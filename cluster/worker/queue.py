@@ -90,6 +90,11 @@ class Assignment:
         return self._indices.get(row, -1)
 
     @property
+    def has_died(self) -> bool:
+        """Whether any of the tasks has died in or with a process."""
+        return len(self.origin) > 6 and bool(self.origin[6])
+
+    @property
     def shown(self) -> bool:
         """Whether the client wants to see what the tasks write."""
         return bool(self.origin[5])
@@ -132,6 +137,8 @@ class ReadyQueue:
         self.count = 0
         self.for_actors: list[Stretch] = []  # creations and calls: no slot runs them
         self.coroutines: deque[Stretch] = deque()  # nor these, and they are not counted
+        self.parts_died = False  # tasks that have died are each a stretch of their own
+        self._holds_died = False  # perhaps
 
     def append(self, assignment: Assignment, first: int, count: int) -> None:
         """Put tasks last."""
@@ -140,6 +147,11 @@ class ReadyQueue:
             return
         if assignment.is_coroutine:
             self.coroutines.append((assignment, first, count))
+            return
+        if self.parts_died and assignment.has_died:
+            self._stretches.extend((assignment, index, 1) for index in range(first, first + count))
+            self.count += count
+            self._holds_died = True
             return
         if self._stretches:
             last, last_first, last_count = self._stretches[-1]
@@ -153,8 +165,13 @@ class ReadyQueue:
     def put_back(self, stretches: list[Stretch]) -> None:
         """Put tasks first, in their order: they had left the queue before all that is in it now."""
         for stretch in reversed(stretches):
-            self._stretches.appendleft(stretch)
-            self.count += stretch[2]
+            assignment, first, count = stretch
+            if self.parts_died and assignment.has_died:
+                self._stretches.extendleft((assignment, index, 1) for index in reversed(range(first, first + count)))
+                self._holds_died = True
+            else:
+                self._stretches.appendleft(stretch)
+            self.count += count
 
     def head(self) -> Assignment:
         """The assignment of the next task; the queue must not be empty."""
@@ -187,6 +204,35 @@ class ReadyQueue:
                 self.count -= taken
                 return assignment, first, taken
         raise LookupError(f"no child of {parent} is queued")
+
+    def holds_died(self) -> bool:
+        """Whether a task is here that has died in or with a process."""
+        if self._holds_died:
+            self._holds_died = any(owner.deaths_of(first) for owner, first, _ in self._stretches)
+        return self._holds_died
+
+    def first_sound(self, parent: tuple[int, int] | None) -> Assignment | None:
+        """The assignment of the first task that has not died, of those that this run submitted if one is given."""
+        position = self._first_sound(parent)
+        return None if position < 0 else self._stretches[position][0]
+
+    def take_sound(self, parent: tuple[int, int] | None, limit: int) -> Stretch:
+        """That task and what follows it, at most `limit`, of one assignment."""
+        position = self._first_sound(parent)
+        assignment, first, count = self._stretches[position]
+        taken = min(count, limit)
+        if taken == count:
+            del self._stretches[position]
+        else:
+            self._stretches[position] = (assignment, first + taken, count - taken)
+        self.count -= taken
+        return assignment, first, taken
+
+    def _first_sound(self, parent: tuple[int, int] | None) -> int:
+        for position, (assignment, first, _) in enumerate(self._stretches):
+            if (parent is None or assignment.parent == parent) and not assignment.deaths_of(first):
+                return position
+        return -1
 
     def take_all_but_children(self, parents: set[tuple[int, int]]) -> list[Stretch]:
         """Everything that none of these runs submitted."""

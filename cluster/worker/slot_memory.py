@@ -77,7 +77,7 @@ class SlotMemory:
         self._judge_the_agent(now)
 
     def _trim(self, slot: Slot, is_short: bool, now: float) -> None:
-        idle = not slot.outstanding and not slot.stack
+        idle = self._workforce.threads.idle(slot)
         if not idle:
             self._idle_trimmed.discard(slot.index)
         is_long_idle = idle and now - slot.front_since >= _IDLE_SECONDS and slot.index not in self._idle_trimmed
@@ -96,8 +96,12 @@ class SlotMemory:
         if slot is None or slot.state is not SlotState.READY or slot.renew:
             return
         grown = nbytes - self._least_bytes
-        share = self._memory.limit_bytes / len(self._workforce.slots)
+        threads = self._workforce.threads
+        members = threads.members(slot)
+        share = len(members) * self._memory.limit_bytes / len(self._workforce.slots)
         is_short = self._room.is_tight
+        if not is_short and len(members) > 1 and not threads.idle(slot):
+            return  # its other threads would have to stand still until all tasks have ended
         if grown > _WORTH_RECYCLING_BYTES and (is_short or grown > _GROWN_PART * share):
             self._ledger.effects.append(
                 Say(
@@ -135,8 +139,9 @@ class SlotMemory:
             self._above_since = now
         if now - self._above_since < _ABOVE_SECONDS:
             return
+        threads = self._workforce.threads
         running = [
-            (slots.get(slot.index, 0), slot)
+            (slots.get(threads.members(slot)[0].index, 0), slot)
             for slot in self._workforce.slots
             if slot.state is SlotState.READY and slot.outstanding and slot.end_for_memory is None
         ]
@@ -145,7 +150,10 @@ class SlotMemory:
         if slot is None or nbytes - self._least_bytes < max(_WORTH_RECYCLING_BYTES, (used - memory.limit_bytes) / 4):
             return
         self._above_since = None
-        slot.end_for_memory = MemoryEnd(slot.pieces[0].sequence, nbytes, used, memory.limit_bytes)
-        slot.kill_at = None
-        slot.state = SlotState.ENDING
-        self._ledger.effects.append(KillSlot(slot.index))
+        members = threads.members(slot)
+        for one in members:  # which of the threads took it nobody can tell
+            if one.outstanding:
+                one.end_for_memory = MemoryEnd(one.pieces[0].sequence, nbytes, used, memory.limit_bytes)
+            one.kill_at = None
+            one.state = SlotState.ENDING
+        self._ledger.effects.append(KillSlot(members[0].index))

@@ -9,6 +9,7 @@ The order's detail is `[attempt, row]`, and its result a dictionary:
 ``slot``     the slot's number
 ``seconds``  how long it has been running there (to within a report's delay)
 ``stopping`` why it was asked to stop, if it was: "cancelled" or "timeout"
+``is_thread`` whether that slot is a thread among others of its process
 ``ready``    how many slots of the worker are up, of how many ``slots``
 ``busy``     for how many seconds each of these has run what it runs, longest first
 ``inputs``   up to five of what it waits for: `[row, attempt, nbytes, who is asked]` each, of ``lacking``
@@ -80,6 +81,7 @@ class Whereabouts:
                     "ahead": slot.ahead_of(sequence),
                     "seconds": now - slot.front_since,
                     "stopping": slot.stops.get(sequence, ""),
+                    "is_thread": self._workforce.threads.shares(slot),
                 }
         if assignment.is_coroutine:
             return self._workforce.coroutines.whereabouts(assignment, index, now)

@@ -35,6 +35,7 @@ from cluster.worker.slot_segments import SlotSegments
 from cluster.worker.slots import STOP_PATIENCE_SECONDS, MemoryEnd, RunTimes, Slot, SlotState
 from cluster.worker.spilling import Spilling
 from cluster.worker.supply import Supply
+from cluster.worker.threads import Threads
 
 __all__ = ["Workforce"]
 
@@ -72,8 +73,10 @@ class Workforce:
         new_request: Callable[[], int],
         *,
         one_task_at_a_time: bool = False,
+        threads: int = 1,
     ) -> None:
-        """`one_task_at_a_time`: no pipe holds anything ahead, and so nothing is ever taken back from one."""
+        """`one_task_at_a_time`: no pipe holds anything ahead, and so nothing is ever taken back from one. `threads`: so
+        many of the slots are in each process."""
         self.slots = [Slot(index, given_singly=one_task_at_a_time) for index in range(count)]
         self.one_task_at_a_time = one_task_at_a_time
         self.functions: dict[bytes, tuple[str, bytes]] = {}
@@ -92,7 +95,8 @@ class Workforce:
         self._closing = False
         self.nesting = Nesting(self, ledger, queue, count)
         self.actors = Actors(self, ledger, supply, one_call_at_a_time=one_task_at_a_time)
-        self.coroutines = Coroutines(self, ledger, queue, count)
+        self.coroutines = Coroutines(self, ledger, queue, count // threads)
+        self.threads = Threads(self, ledger, queue, count, threads)
 
     # ------------------------------------------------------------------ facts
 
@@ -150,7 +154,8 @@ class Workforce:
     def start_all(self) -> None:
         """Start every slot."""
         for slot in self.slots:
-            self.start(slot)
+            if slot.state is SlotState.ABSENT:
+                self.start(slot)
 
     def ready(self, index: int, now: float) -> None:
         """The slot waits for its first task."""
@@ -174,35 +179,7 @@ class Workforce:
             self.segments.drop(slot)
             self.actors.exited(slot, end, cause_of(end), now)
             return
-        was_starting, was_ours = slot.state is SlotState.STARTING, slot.state is SlotState.ENDING
-        self.segments.drop(slot)
-        if end.unclaimed:
-            self._put_back(slot, slot.cut(end.unclaimed[0]))
-        was_charged = False
-        while slot.outstanding:
-            sequence = slot.pieces[0].sequence
-            assignment, task = slot.end_front(1, now)
-            kind = slot.stops.pop(sequence, "died")
-            memory = slot.end_for_memory
-            if memory is not None and memory.sequence == sequence:
-                self.fail_dead(assignment, task, kind, end, waiting=False, memory=memory)
-                was_charged = True
-            elif was_ours and kind == "died":
-                # We ended it for another task, which had just ended by itself.
-                self._queue.put_back([(assignment, task, 1)])
-            else:
-                self._fail_dead(assignment, task, kind, end)
-                was_charged = True
-        if slot.stack:
-            self.nesting.exited(slot, end, charged=was_charged or was_ours)
-        slot.functions.clear()
-        slot.stops.clear()
-        slot.kill_at = None
-        slot.end_for_memory = None
-        slot.renew = False
-        slot.taking_back = False
-        slot.pipe_is_empty = True
-        slot.state = SlotState.ABSENT
+        was_starting = self.threads.vacate(slot, end, now)
         if self._closing:
             return
         if not was_starting:
@@ -218,7 +195,8 @@ class Workforce:
                 )
             )
         doublings = min(slot.failed_starts - 1, 10)
-        slot.start_at = now + min(_LAST_RESTART_SECONDS, _FIRST_RESTART_SECONDS * 2**doublings)
+        for one in self.threads.members(slot):
+            one.start_at = now + min(_LAST_RESTART_SECONDS, _FIRST_RESTART_SECONDS * 2**doublings)
 
     def renew(self) -> None:
         """Replace the process of each slot as soon as it has ended the task that it runs."""
@@ -229,15 +207,16 @@ class Workforce:
 
     def renew_slot(self, slot: Slot) -> None:
         """Replace a slot's process as soon as it has ended the task that it runs."""
-        slot.renew = True
-        self._pursue_renewal(slot)
+        for one in self.threads.members(slot):
+            one.renew = True
+            self._pursue_renewal(one)
 
     def _pursue_renewal(self, slot: Slot) -> None:
         if not slot.renew or slot.state is not SlotState.READY:
             return
         if not slot.pipe_is_empty:
             self.ask_back(slot)
-        elif not slot.outstanding and not slot.stack:
+        elif self.threads.idle(slot):
             self.end(slot)
 
     def end_slots(self) -> None:
@@ -250,10 +229,12 @@ class Workforce:
 
     def end(self, slot: Slot) -> None:
         """End a slot's process."""
-        slot.renew = False
-        slot.kill_at = None
-        slot.state = SlotState.ENDING
-        self._ledger.effects.append(KillSlot(slot.index))
+        members = self.threads.members(slot)
+        for one in members:
+            one.renew = False
+            one.kill_at = None
+            one.state = SlotState.ENDING
+        self._ledger.effects.append(KillSlot(members[0].index))
 
     def stop_replacing(self) -> None:
         """From now on no slot is started any more."""
@@ -276,12 +257,11 @@ class Workforce:
 
     def start(self, slot: Slot) -> None:
         """Start a slot's process."""
-        slot.start_at = None
-        slot.state = SlotState.STARTING
-        self._ledger.effects.append(StartSlot(slot.index))
-
-    def _fail_dead(self, assignment: Assignment, task: int, kind: str, end: SlotExited) -> None:
-        self.fail_dead(assignment, task, kind, end, waiting=False)
+        members = self.threads.members(slot)
+        for one in members:
+            one.start_at = None
+            one.state = SlotState.STARTING
+        self._ledger.effects.append(StartSlot(members[0].index, len(members)))
 
     def fail_dead(
         self,
@@ -373,13 +353,16 @@ class Workforce:
         """Fill the pipes that run low from the queue; if it is empty, let idle slots have a part of a full pipe."""
         if self._queue.coroutines and not self.paused:
             self.coroutines.give_out(now)
+        self.threads.part()
         if self.nesting.active:
             self.nesting.give_out(now)
         elif self._queue.count and not self.paused:
             takers = [
                 slot for slot in self.slots if slot.state is SlotState.READY and not (slot.taking_back or slot.renew)
             ]
-            takers.sort(key=lambda slot: slot.outstanding)  # an idle slot comes before one that is only running low
+            # An idle slot comes before one that is only running low, and one thread of each process before a second.
+            threads = self.threads.count
+            takers.sort(key=lambda slot: (slot.outstanding, slot.index % threads))
             if self.crowded:
                 takers = [] if self.running_count else takers[:1]
             for position, slot in enumerate(takers):
@@ -399,8 +382,12 @@ class Workforce:
     def fill(self, slot: Slot, share: int, now: float) -> None:
         """Give a slot tasks, up to so many; inside a task that waits only its children."""
         parent = slot.stack[-1].name if slot.stack else None
+        sound = self.threads.take_sound_only(slot)
         while self._queue.count and share > 0:
-            assignment = self._queue.head() if parent is None else self._queue.children_of(parent)
+            if sound:
+                assignment = self._queue.first_sound(parent)
+            else:
+                assignment = self._queue.head() if parent is None else self._queue.children_of(parent)
             if assignment is None:
                 return
             ahead = self._ahead(assignment)
@@ -410,7 +397,10 @@ class Workforce:
                 if slot.outstanding > ahead // 2:
                     return
             limit = min(share, ahead - slot.outstanding)
-            stretch = self._queue.take(limit) if parent is None else self._queue.take_children(parent, limit)
+            if sound:
+                stretch = self._queue.take_sound(parent, limit)
+            else:
+                stretch = self._queue.take(limit) if parent is None else self._queue.take_children(parent, limit)
             share -= stretch[2]
             self.give(slot, stretch, now)
 
@@ -511,7 +501,7 @@ class Workforce:
         slot.taking_back = False
         slot.pipe_is_empty = True
         if sequences:
-            self._put_back(slot, slot.cut(sequences[0]))
+            self.put_back(slot, slot.cut(sequences[0]))
         if slot.stack:
             self.nesting.pipe_emptied(slot)
         self.pursue_stop(slot, now)
@@ -520,7 +510,8 @@ class Workforce:
         else:
             self.actors.went_on(slot, now)
 
-    def _put_back(self, slot: Slot, taken: list[tuple[int, Stretch]]) -> None:
+    def put_back(self, slot: Slot, taken: list[tuple[int, Stretch]]) -> None:
+        """Tasks have come out of the slot's pipe: they are given out again, unless they were to be stopped."""
         stretches: list[Stretch] = []
         for sequence, (assignment, first, count) in taken:
             if not slot.stops:
@@ -576,10 +567,11 @@ class Workforce:
             limit = front.assignment.timeout_seconds
             if slot.kill_at is not None:
                 if now >= slot.kill_at:
-                    self.end(slot)
+                    self.threads.out_of_patience(slot, now)
             elif limit and now >= slot.front_since + limit:
                 slot.stops.setdefault(front.sequence, "timeout")
                 self._interrupt(slot, front.sequence, now)
+        self.threads.wake()
         if self._balance_at is not None and now >= self._balance_at:
             self._balance(now)
 

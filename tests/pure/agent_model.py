@@ -97,7 +97,9 @@ class AgentModel:
         limit_bytes: int = 1 << 30,
         quota_bytes: int = 0,
         compression: str = "",
+        threads: int = 1,
     ) -> None:
+        self.seats = slots
         self.now = 100.0
         self.agent = Agent(
             AgentIdentity(
@@ -115,6 +117,7 @@ class AgentModel:
                 ("/disk/",),
                 quota_bytes,
                 compression,
+                threads,
             )
         )
         self.one_task_at_a_time = one_task_at_a_time
@@ -249,7 +252,7 @@ class AgentModel:
                 self.sent.append(message)
             case events.ToPeer() | events.ServeSegment() | events.ServePiece():
                 self.to_peers.append(effect)
-            case events.StartSlot(slot):
+            case events.StartSlot(slot, _):
                 assert slot not in self.slots and slot not in self.starting
                 self.starting.append(slot)
             case events.DefineInSlot(slot, function_id):

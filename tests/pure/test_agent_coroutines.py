@@ -159,7 +159,7 @@ def test_a_death_charges_all_that_had_begun_and_no_other() -> None:
     model.die(FIRST)
     failed = sent(model, messages.RunFailed)
     assert [(one.kind, one.row) for one in failed] == [("died", 0), ("died", 1)]
-    assert "and 1 other coroutine ended with signal 11" in failed[0].details["message"]
+    assert "and 1 other at once ended with signal 11" in failed[0].details["message"]
     model.start_slots()
     assert len(model.slots[FIRST + 1].pipe) == 1
 
