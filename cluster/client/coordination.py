@@ -7,11 +7,12 @@ then does the client say, with its next request, that everything below is settle
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import partial
+from typing import Any, Final
 
 from cluster.client.core import ClientCore
-from cluster.client.future import check_reference
+from cluster.client.future import Future, check_reference
 from cluster.client.inputs import Inputs
 from cluster.client.operations import Aside, Operation, Until
 from cluster.errors import ClusterError, ConnectionLost
@@ -23,7 +24,10 @@ __all__ = ["ITEM_LIMIT_BYTES", "Coordination", "Datasets"]
 
 ITEM_LIMIT_BYTES = 64 * 1024
 """What an item of a queue or the value of a variable may take."""
+_NO_DEFAULT: Final = object()
 DATASET_LIMIT_BYTES = 1 << 20
+DATASET_LIMIT_FUTURES = 4000
+"""What the scheduler keeps of a published object itself; it takes little more in one step."""
 
 
 class Coordination(ClientCore):
@@ -38,23 +42,32 @@ class Coordination(ClientCore):
         """The task, as (attempt, row), with which what is acquired now ends; None: it is the client's."""
         return None
 
+    def _offering(self, values: list[Any], names: Sequence[str], broadcast: bool) -> Operation[list[Future]]:
+        """Put values on workers, as `scatter`."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ datasets
 
-    def publish_dataset(self, *, override: bool = False, **datasets: Any) -> None:
+    def publish_dataset(self, *value: Any, name: str | None = None, override: bool = False, **datasets: Any) -> None:
         """Share values under names with all clients, until they are unpublished, also after this client has gone.
 
-        `client.publish_dataset(prices=futures)`: futures, in any container, are kept; other data is limited to 1 MiB a
-        name. Raises KeyError when a name is taken, unless `override`.
+        `client.publish_dataset(prices=futures)`, or `client.publish_dataset(futures, name="prices")`: futures, in any
+        container, are kept, and so are collections that were persisted. An object over 1 MiB, or with more than 4,000
+        futures inside, is scattered, and lies on a worker.
+        Raises KeyError when a name is taken, unless `override`.
         """
-        return self._complete(self._publish_all(datasets, override))
+        if len(value) != (name is not None):
+            raise TypeError('write publish_dataset(name=value), or publish_dataset(value, name="name") for any name')
+        named = datasets if name is None else {name: value[0], **datasets}
+        return self._complete(self._publish_all(named, override))
 
     def publish(self, name: str, value: Any, *, override: bool = False) -> None:
         """As `publish_dataset`, for one name, which may be any text of up to 1,000 characters."""
         return self._complete(self._publish(name, value, override))
 
-    def get_dataset(self, name: str) -> Any:
-        """What was published under a name, its futures bound to this client; raises KeyError."""
-        return self._complete(self._get_dataset(name))
+    def get_dataset(self, name: str, default: Any = _NO_DEFAULT) -> Any:
+        """What was published under a name, its futures bound to this client; without a `default` raises KeyError."""
+        return self._complete(self._get_dataset(name, default))
 
     def list_datasets(self) -> tuple[str, ...]:
         """The names under which something is published (the first 10,000), sorted."""
@@ -80,15 +93,23 @@ class Coordination(ClientCore):
             yield from self._publish(name, value, override)
 
     def _publish(self, name: str, value: Any, override: bool) -> Operation[None]:
+        encoded = yield Aside(partial(dumps, value))
+        if encoded.nbytes > DATASET_LIMIT_BYTES or len(encoded.futures) > DATASET_LIMIT_FUTURES:
+            (future,) = yield from self._offering([value], (), False)
+            value = _Elsewhere(future)
         data, references = yield from self._encode_shared(value, DATASET_LIMIT_BYTES)
         published = yield from self._coordinate("dataset", name, "publish", data, references, bool(override))
         if not published:
             raise KeyError(f"a dataset {name!r} is published already: unpublish it, or pass override=True")
 
-    def _get_dataset(self, name: str) -> Operation[Any]:
+    def _get_dataset(self, name: str, default: Any) -> Operation[Any]:
         found = yield from self._coordinate("dataset", name, "get", load=self._load_shared_if_any)
         if found is None:
+            if default is not _NO_DEFAULT:
+                return default
             raise KeyError(f"no dataset {name!r} is published")
+        if isinstance(found[0], _Elsewhere):
+            return (yield from self._results.value(found[0].future.number, None))
         return found[0]
 
     def _list_datasets(self) -> Operation[tuple[str, ...]]:
@@ -206,6 +227,13 @@ class Coordination(ClientCore):
 
     def _load_shared_if_any(self, value: list[Any] | None) -> tuple[Any] | None:
         return None if value is None else (self._load_shared(value),)
+
+
+class _Elsewhere:
+    """What stands for a published object that is too large for the scheduler."""
+
+    def __init__(self, future: Future) -> None:
+        self.future = future
 
 
 class Datasets(MutableMapping[str, Any]):

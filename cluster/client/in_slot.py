@@ -141,18 +141,17 @@ class SlotClient(Client):
         future = self._bound.get(name)
         return future.number if future is not None else name[1] if name[0] == self.id else -1
 
-    def settle(self) -> None:
+    def settle(self, task: tuple[int, int]) -> None:
         """A task has ended: let what it dropped go, and see that the scheduler has got what it sent."""
         session = self._session
-        if session.gathered or session.dropped or session.unsettled:
+        if session.gathered or session.dropped or session.owes(task):
             self._driver.flush()
-        if session.unsettled and session.lost is None:
+        if session.owes(task) and session.lost is None:
             notes = session.notes
             self._complete(self._ask("ping"))
             with self._driver.guard():
                 session.settle(notes)
 
     def owes(self, task: tuple[int, int]) -> bool:
-        """Whether `settle` is due at the end of that task, where others go on."""
-        session = self._session
-        return bool(session.gathered or session.dropped) or session.owes(task)
+        """Whether `settle` has to ask the scheduler."""
+        return self._session.owes(task)

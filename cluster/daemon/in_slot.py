@@ -53,12 +53,12 @@ class ClientInSlot(Protocol):
         """Have these futures, flat `[client_id, number, …]`, held until the scheduler knows what the task made."""
         ...
 
-    def settle(self) -> None:
+    def settle(self, task: tuple[int, int]) -> None:
         """A task has ended: see to it that the scheduler knows of its children before it hears of the end."""
         ...
 
     def owes(self, task: tuple[int, int]) -> bool:
-        """Whether `settle` has anything to do for that task."""
+        """Whether `settle` has to ask the scheduler, and so takes its time."""
         ...
 
     def close(self) -> None:

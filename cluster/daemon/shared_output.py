@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
+from typing import Any, TextIO
 
 from cluster.daemon import slot_protocol
-from cluster.daemon.slot_output import RunName, SlotOutput, write_all
+from cluster.daemon.slot_output import RunName, SlotOutput, forget_shown_warnings, write_all
 from cluster.wire import task_output
 
 __all__ = ["SharedOutput"]
@@ -69,6 +69,7 @@ class SharedOutput(SlotOutput):
 
     def _make_streams(self) -> None:
         self._streams: dict[tuple[RunName, int], io.TextIOWrapper] = {}
+        self._warned: dict[RunName, set[tuple[object, ...]]] = {}
         self._source: tuple[RunName, int] | None = None
         self._stdout: Any = _SharedStream(self, task_output.STDOUT)
         self._stderr: Any = _SharedStream(self, task_output.STDERR)
@@ -105,6 +106,7 @@ class SharedOutput(SlotOutput):
             if stream is not None:
                 with contextlib.suppress(OSError, ValueError):  # the task closed it, or what is below it
                     stream.flush()
+        self._warned.pop(name, None)
         with self._lock:
             if self._source is not None and self._source[0] == name:
                 self._mark_for(name, task_output.END)
@@ -112,6 +114,23 @@ class SharedOutput(SlotOutput):
         if self.touched:
             self.touched = False
             self._page[slot_protocol.PRINTED_OFFSET] = 1
+
+    def _show_warning(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Show a warning once for each task and place: Python knows only what the process has shown."""
+        forget_shown_warnings()
+        shown = self._warned.setdefault(self._running.run_name(), set())
+        place = (str(message), category, filename, lineno)
+        if place not in shown:
+            shown.add(place)
+            super()._show_warning(message, category, filename, lineno, file, line)
 
     def progress(self, name: RunName, fraction: float, message: str) -> bool:
         """Report how far a task is: in the pipe, since the page has room for one task only."""

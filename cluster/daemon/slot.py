@@ -194,7 +194,7 @@ class Slot:
         running_inside(self._running_task)
         signal.signal(signal.SIGUSR1, self._on_interrupt)
         in_slot.enter(self._waiting)
-        follow_threads(lambda: None if self.forked else partial(owner_of_context.set, self.owner()))
+        follow_threads(self._belong)
 
     def run(self) -> None:
         """Run tasks until the agent closes the claim pipe, or wants coroutines run."""
@@ -233,7 +233,7 @@ class Slot:
         if output.touched:
             output.end_task()
         if self._waiting.used is not None:
-            self._waiting.used.settle()
+            self._waiting.used.settle(self.run_name())
         self.has_ended = True
         self.write(report)
         if self._page[slot_protocol.TRIM_OFFSET]:
@@ -243,6 +243,11 @@ class Slot:
         """The task that the calling code is of; None if that has ended."""
         task = self.current if threading.get_ident() == self.thread else owner_of_context.get()
         return task if self.is_open(task) else None
+
+    def _belong(self) -> Callable[[], object] | None:
+        """What a thread begins with that is started here: it is of the task that starts it."""
+        task = self.owner() if self._host is None else owner_of_context.get()
+        return None if self.forked or task is None else partial(owner_of_context.set, task)
 
     def is_open(self, task: Any) -> bool:
         """Whether that task runs, or waits for others."""

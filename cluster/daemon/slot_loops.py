@@ -18,7 +18,7 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -28,8 +28,9 @@ from cluster.daemon import slot_protocol
 from cluster.daemon.shared_output import SharedOutput
 from cluster.daemon.slot_run import SlotRun
 from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter
-from cluster.daemon.slot_waiting import SlotWaiting, TaskInterrupted
+from cluster.daemon.slot_waiting import CoroutineWaiting, TaskInterrupted
 from cluster.daemon.task_context import running_inside
+from cluster.daemon.task_threads import owner_of_context
 from cluster.errors import StoreFull
 from cluster.wire import payload
 from cluster.wire.encoded import Encoded
@@ -110,7 +111,7 @@ class _LoopThread:
         self._running = 0
         self._is_retired = False
         self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(ThreadPoolExecutor(_THREADS))
+        self.loop.set_default_executor(_Pool(_THREADS))
         threading.Thread(target=self._serve, name="coroutines", daemon=True).start()
 
     def _serve(self) -> None:
@@ -164,14 +165,18 @@ async def _stopped() -> None:
     raise asyncio.CancelledError
 
 
-_running: contextvars.ContextVar[_Run | None] = contextvars.ContextVar("_running", default=None)
+class _Pool(ThreadPoolExecutor):
+    """Threads for what a loop's tasks hand over with `run_in_executor`: each call is of the task that made it."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(contextvars.copy_context().run, function, *args, **kwargs)
 
 
 class CoroutineHost:
     """The process, from its first coroutine on."""
 
     def __init__(
-        self, slot: _Slot, descriptors: _Descriptors, page: mmap.mmap, worker_name: str, around: SlotWaiting
+        self, slot: _Slot, descriptors: _Descriptors, page: mmap.mmap, worker_name: str, around: CoroutineWaiting
     ) -> None:
         self._slot = slot
         self._claim = descriptors.claim
@@ -190,6 +195,7 @@ class CoroutineHost:
         self.output.install()
         self._loop = _LoopThread(self._run_task)
         running_inside(self._current_run)
+        around.name_of = self._task_name
 
     # ------------------------------------------------------------------ the main thread
 
@@ -268,7 +274,7 @@ class CoroutineHost:
     # ------------------------------------------------------------------ a loop's thread
 
     async def _run_task(self, run: _Run) -> None:
-        _running.set(run)
+        owner_of_context.set(run)
         run.started = perf_counter()
         try:
             value = run.call()
@@ -300,7 +306,7 @@ class CoroutineHost:
         client = self._around.used
         if contains and client is not None:
             client.hand_over(run.name, contains)
-            client.settle()
+            client.settle(run.name)
         if encoded.nbytes <= _SMALL_VALUE_BYTES:
             return _pack([sequence, seconds, encoded.to_bytes(), contains])
         self._write(_pack([sequence, encoded.nbytes]))
@@ -316,6 +322,20 @@ class CoroutineHost:
     def _end(self, run: _Run, report: bytes) -> None:
         if self._slot.forked:
             os._exit(0)  # a task called os.fork, and this is the child coming back from it: no process of tasks
+        client = self._around.used
+        if client is not None and client.owes(run.name):
+            run.is_reporting = True
+            self._reporter.submit(self._settle_and_end, run, report)  # not on the loop: it asks the scheduler
+        else:
+            self._end_at_last(run, report)
+
+    def _settle_and_end(self, run: _Run, report: bytes) -> None:
+        client = self._around.used
+        assert client is not None
+        client.settle(run.name)
+        self._end_at_last(run, report)
+
+    def _end_at_last(self, run: _Run, report: bytes) -> None:
         run.has_ended = True
         del self._runs[run.sequence]
         self.output.end_run(run.name)
@@ -329,11 +349,15 @@ class CoroutineHost:
 
     def run_name(self) -> tuple[int, int]:
         """Attempt and row of the task that the calling code runs in; zeros outside of one."""
-        run = _running.get()
+        run = owner_of_context.get()
         return (0, 0) if run is None else run.name
 
+    def _task_name(self) -> tuple[int, int] | None:
+        run = owner_of_context.get()
+        return None if run is None or run.has_ended or not run.piece.context else run.name
+
     def _current_run(self) -> SlotRun | None:
-        run = _running.get()
+        run = owner_of_context.get()
         return None if run is None else _RunContext(run, self._worker_name, self._page, self.output)
 
 

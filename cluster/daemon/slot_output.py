@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TextIO
 from cluster.daemon import slot_protocol
 from cluster.wire import task_output
 
-__all__ = ["RunName", "SlotOutput", "open_output", "write_all"]
+__all__ = ["RunName", "SlotOutput", "forget_shown_warnings", "open_output", "write_all"]
 
 RunName = tuple[int, int]
 """A run of a task: attempt and row."""
@@ -102,6 +102,7 @@ class SlotOutput:
         self._lock = threading.Lock()
         self._open = _NOTHING_OPEN
         self._progressing: RunName | None = None
+        self._has_warned = False  # since Python was last made to forget which warnings it has shown
         self._forked = False
         self._make_streams()
         os.register_at_fork(after_in_child=self._after_fork_in_child)
@@ -159,6 +160,9 @@ class SlotOutput:
             if self._open != _NOTHING_OPEN:
                 self._mark(task_output.END)
                 self._open = _NOTHING_OPEN
+        if self._has_warned:
+            self._has_warned = False
+            forget_shown_warnings()
         self._page[slot_protocol.PRINTED_OFFSET] = 1
 
     # ------------------------------------------------------------------ records
@@ -202,6 +206,7 @@ class SlotOutput:
         if file is not None or self._forked:
             (file or self._stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
             return
+        self._has_warned = True
         fields = {
             "message": str(message),
             "category": category.__qualname__,
@@ -234,6 +239,17 @@ class SlotOutput:
     def _after_fork_in_child(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._forked = True
+
+
+class _NeverWarned(Warning):
+    """A category that nobody uses."""
+
+
+def forget_shown_warnings() -> None:
+    """Have Python show each warning once more, as its filters say: what another task has seen this one has not."""
+    warnings.onceregistry.clear()  # type: ignore[attr-defined]
+    # Adding a filter, be it there already, makes the modules' registries void.
+    warnings.simplefilter("default", _NeverWarned, append=True)
 
 
 def write_all(descriptor: int, data: memoryview) -> None:

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from types import FrameType
 from typing import Any, Final, Protocol, Self
@@ -143,14 +143,21 @@ class SlotWaiting:
 class CoroutineWaiting(SlotWaiting):
     """In a process of coroutines: many tasks run, and none has a seat to give up."""
 
+    name_of: Callable[[], tuple[int, int] | None] = staticmethod(lambda: None)
+    """Gives the name of the coroutine that the calling code is of."""
+
     @classmethod
     def instead_of(cls, around: SlotWaiting) -> CoroutineWaiting:
         """The same process's, from now on."""
         return cls(around.slot, around.cluster, around.claim, around.tasks)
 
     def task(self) -> tuple[int, int] | None:
-        """None: what leaves the process's client may be of several tasks. So these have no children."""
-        return None
+        """The task that the calling code is of."""
+        return self.name_of()
+
+    def runs_here(self) -> bool:
+        """No: where coroutines run, nothing else may be run inside them."""
+        return False
 
     def may_wait(self) -> bool:
         """Who waits just waits."""

@@ -32,14 +32,10 @@ class SessionInSlot(Session):
         self.notes = 0
         """How often it was noted that something was sent which must not arrive late."""
 
-    @property
-    def unsettled(self) -> bool:
-        """Whether something was sent that must not arrive after the end of the task which sent it."""
-        return bool(self._unsettled)
-
     def owes(self, task: Parent) -> bool:
-        """The same of one task."""
-        return task in self._unsettled
+        """Whether this task sent something that must not arrive after its end, and that may not have arrived."""
+        gathered = self._open is not None and self._parent == task
+        return gathered or task in self._unsettled or None in self._unsettled
 
     def settle(self, notes: int) -> None:
         """What was sent when there were so many notes has arrived."""

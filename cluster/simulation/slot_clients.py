@@ -103,7 +103,7 @@ class SlotClient:
             del self.held[number]
         self.session.dropped.extend(numbers)
         self.session.flush()
-        if self.session.unsettled:
+        if self.session.owes(self.session.parent_of()):
             self.session.settle(self.session.notes)
             self._settled = self.session.query("ping"), then
         self.send()

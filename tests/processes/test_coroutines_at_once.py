@@ -16,6 +16,7 @@ from cluster import CancelledError, Client, LocalCluster, TaskDied, TaskTimeout
 from tests.processes.whole_cluster import Gate, wait_at
 
 MANY = 200
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,27 @@ async def count_down(number: int) -> int:
 async def give_a_future(number: int) -> Any:
     await asyncio.sleep(0)
     return cluster.get_client().submit(pow, number, 2)
+
+
+async def leave_a_child(gate: str, end: str) -> None:
+    """Submit one that waits at a gate, and raise when it does."""
+    kept.append(cluster.get_client().submit(wait_at, gate))
+    await wait_in_a_thread(end)
+    raise KeyError("and leaves it")
+
+
+kept: list[Any] = []
+
+
+async def submit_in_a_thread(number: int) -> Any:
+    future = await asyncio.get_running_loop().run_in_executor(None, cluster.get_client().submit, pow, number, 2)
+    return await asyncio.to_thread(future.result)
+
+
+async def acquire(name: str) -> int | None:
+    lock = cluster.Lock(name)
+    await asyncio.to_thread(lock.acquire)
+    return lock.fence
 
 
 async def make_bytes(nbytes: int) -> bytes:
@@ -236,6 +258,33 @@ def test_what_each_writes_is_its_own_by_whole_lines(client: Client) -> None:
 def test_each_knows_which_task_it_is(client: Client) -> None:
     futures = [client.submit(tell_of_itself, 3) for _ in range(3)]
     assert client.gather(futures) == [(future.key, True) for future in futures]
+
+
+# --------------------------------------------------------------------------- what ends with a coroutine
+
+
+def test_children_end_with_the_coroutine_that_submitted_them(client: Client, gate: Gate, tmp_path: Path) -> None:
+    with Gate(tmp_path / "end") as end:
+        beside = client.submit(wait_in_a_thread, end.path, "another")
+        future = client.submit(leave_a_child, gate.path, end.path)
+        gate.wait_until_reached()
+        end.wait_until_reached()
+        end.open()
+        with pytest.raises(KeyError):
+            future.result()
+        assert beside.result() == "another"
+        # The gate stays shut: the slot is free because the child was stopped.
+        assert client.submit(pow, 2, 5).result(PATIENCE_SECONDS) == 32
+
+
+def test_children_are_of_the_coroutine_whose_thread_submits_them(client: Client) -> None:
+    assert client.gather(client.map(submit_in_a_thread, range(20))) == [number**2 for number in range(20)]
+
+
+def test_a_lock_ends_with_the_coroutine_that_took_it(client: Client) -> None:
+    fences = client.gather([client.submit(acquire, "of a coroutine") for _ in range(3)])
+    assert len(set(fences)) == 3
+    assert None not in fences
 
 
 # --------------------------------------------------------------------------- by plain means

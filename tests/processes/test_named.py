@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
@@ -12,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from cluster import Client, ClusterError, Counter, Event, LocalCluster, Lock, Queue, Semaphore, Variable, get_client
+from cluster import (
+    AsyncClient,
+    Client,
+    ClusterError,
+    Counter,
+    Event,
+    LocalCluster,
+    Lock,
+    Queue,
+    Semaphore,
+    Variable,
+    get_client,
+)
 from tests.processes.whole_cluster import script, until, whole_cluster
 
 
@@ -337,10 +350,42 @@ def test_a_dataset_outlives_its_publisher(client: Client, local_cluster: LocalCl
         client.unpublish_dataset("nothing")
 
 
+def test_a_large_object_is_published_and_outlives_its_publisher(client: Client, local_cluster: LocalCluster) -> None:
+    with Client(local_cluster) as publisher:
+        publisher.publish_dataset(bytes(3 << 20), name="large")
+        publisher.publish("mixed", {"large": bytes(2 << 20), "future": publisher.submit(pow, 2, 5)})
+        publisher.publish("many", list(publisher.map(abs, range(5000))))
+    assert client.get_dataset("large") == bytes(3 << 20)
+    mixed = client.get_dataset("mixed")
+    assert (len(mixed["large"]), mixed["future"].result(10)) == (2 << 20, 32)
+    assert client.gather(client.get_dataset("many")) == list(range(5000))
+    del mixed
+    for name in ("large", "mixed", "many"):
+        client.unpublish(name)
+    assert client.get_dataset("large", default=None) is None
+
+    def is_gone() -> bool:
+        return all(not worker["held_values"] for worker in client.scheduler_info()["workers"].values())
+
+    until(is_gone, "nothing is kept of what is no longer published")
+
+
+def test_a_large_object_is_published_from_an_event_loop(local_cluster: LocalCluster) -> None:
+    async def publish() -> None:
+        async with AsyncClient(local_cluster) as client:
+            await client.publish("large", bytes(3 << 20))
+            assert await client.get_dataset("large") == bytes(3 << 20)
+            await client.unpublish("large")
+
+    asyncio.run(publish())
+
+
 # --------------------------------------------------------------------------- mistakes
 
 
 def test_mistakes_are_named(client: Client) -> None:
+    with pytest.raises(TypeError, match="write publish_dataset"):
+        client.publish_dataset(1)
     with pytest.raises(ValueError, match="scatter it and put the future"):
         Queue("q", client).put(bytes(100_000))
     released = client.submit(int)

@@ -104,6 +104,53 @@ def wait_for_child_at(gate: str) -> Any:
     return get_client().submit(wait_at, gate, "child").result()
 
 
+_on_top, _submitted = threading.Event(), threading.Event()
+
+
+def submit_below_a_child() -> int:
+    """A thread of the task submits while a child runs on top of it."""
+    client = get_client()
+    found: list[Future] = []
+
+    def submit_when_a_child_runs() -> None:
+        _on_top.wait(PATIENCE_SECONDS)
+        found.append(client.submit(pow, 2, 5))
+        _submitted.set()
+
+    thread = threading.Thread(target=submit_when_a_child_runs)
+    thread.start()
+    client.submit(be_on_top).result()
+    thread.join()
+    return int(found[0].result())
+
+
+def be_on_top() -> None:
+    _on_top.set()
+    _submitted.wait(PATIENCE_SECONDS)
+
+
+_outlives = threading.Event()
+_late_results: list[int] = []
+
+
+def start_a_thread_that_outlives() -> None:
+    client = get_client()
+
+    def submit_late() -> None:
+        _outlives.wait(PATIENCE_SECONDS)
+        _late_results.append(client.submit(pow, 2, 6).result(PATIENCE_SECONDS))
+
+    threading.Thread(target=submit_late, daemon=True).start()
+
+
+def let_it_submit() -> None:
+    _outlives.set()
+
+
+def late_results() -> list[int]:
+    return _late_results
+
+
 def kill_own_slot_once(mark: str) -> str:
     if not os.path.exists(mark):
         Path(mark).touch()
@@ -259,6 +306,18 @@ def test_as_completed_and_wait_in_a_task(client: Client) -> None:
 
 def test_a_childs_exception_is_raised_in_its_parent(client: Client) -> None:
     assert "invalid literal" in client.submit(catch_a_failing_child).result(PATIENCE_SECONDS)
+
+
+def test_what_a_thread_submits_is_of_the_task_that_started_it() -> None:
+    with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:
+        assert client.submit(submit_below_a_child).result(PATIENCE_SECONDS) == 32
+
+
+def test_what_a_thread_submits_after_its_task_is_nobodys() -> None:
+    with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:
+        client.submit(start_a_thread_that_outlives).result(PATIENCE_SECONDS)
+        client.submit(let_it_submit).result(PATIENCE_SECONDS)
+        until(lambda: client.submit(late_results, pure=False).result() == [64], "what it submitted has run")
 
 
 def test_children_of_a_failed_parent_are_stopped(client: Client, tmp_path: Path) -> None:

@@ -212,6 +212,33 @@ def test_a_process_of_the_tasks_own_prints_for_it(client: Client) -> None:
 # ---------------------------------------------------------------------- warnings and logging
 
 
+def warn_often(times: int, action: str = "") -> None:
+    with warnings.catch_warnings():
+        if action:
+            warnings.simplefilter(action)  # type: ignore[arg-type]
+        for _ in range(times):
+            warnings.warn("again and again", stacklevel=1)
+
+
+async def warn_in_a_coroutine(times: int) -> None:
+    warn_often(times)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_warning_comes_once_from_each_task_that_gives_it(threads: int) -> None:
+    with LocalCluster(slots=1, threads=threads) as local, Client(local, show_output=False) as client:
+        plain = [client.submit(warn_often, 3) for _ in range(3)]
+        coroutines = [client.submit(warn_in_a_coroutine, 3) for _ in range(3)]
+        client.gather(plain + coroutines)
+        assert [len(texts(future, "warning")) for future in plain + coroutines] == [1] * 6
+        once, never = client.submit(warn_often, 3, "once"), client.submit(warn_often, 3, "ignore")
+        client.gather([once, never])
+        assert [len(texts(future, "warning")) for future in (once, never)] == [1, 0]
+        always = client.submit(warn_often, 3, "always")
+        always.result()
+        assert len(texts(always, "warning")) == (3 if threads == 1 else 1)  # threads of a process share its filters
+
+
 def test_a_warning_is_one_here_and_names_the_task(client: Client) -> None:
     def warn() -> None:
         warnings.warn("take care", RuntimeWarning, stacklevel=1)
