@@ -28,6 +28,8 @@ __all__ = ["LocalCluster"]
 ENDING_SECONDS = 10.0
 """How long the processes may take to end by themselves before they are killed."""
 LISTEN_BACKLOG = 128
+MOST_SLOTS = 1024
+"""As for `cluster-worker`."""
 
 
 class _Daemon(NamedTuple):
@@ -60,15 +62,12 @@ class LocalCluster:
     ) -> None:
         if slots is not None and threads_per_worker is not None:
             raise ValueError("slots and threads_per_worker mean the same; give one of them")
-        if n_workers < 0:
-            raise ValueError(f"n_workers must be at least 0, not {n_workers}")
+        _check_number("n_workers", n_workers, 0)
+        _check_number("threads", threads, 1, MOST_THREADS)
         slots = slots if slots is not None else threads_per_worker
         limits = host_limits()
         self.slots = max(1, limits.slots // max(1, n_workers)) if slots is None else slots
-        if self.slots < 1:
-            raise ValueError(f"a worker needs at least one slot, not {self.slots}")
-        if not 1 <= threads <= MOST_THREADS:
-            raise ValueError(f"threads must be from 1 to {MOST_THREADS} for each slot, not {threads}")
+        _check_number("slots", self.slots, 1, MOST_SLOTS)
         self.threads = threads
         self.memory_limit_bytes = (
             limits.worker_memory_bytes(n_workers) if memory_limit == "auto" else parse_bytes(memory_limit)
@@ -229,6 +228,14 @@ def _end(scheduler: list[_Daemon], workers: dict[str, _Daemon]) -> None:
         except subprocess.TimeoutExpired:
             daemon.process.kill()
             daemon.process.wait()
+
+
+def _check_number(name: str, value: object, least: int, most: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least or (most is not None and value > most):
+        limits = f"from {least} to {most}" if most is not None else f"at least {least}"
+        raise ValueError(f"{name} must be {limits}, not {value}")
 
 
 def _package_parent() -> str:

@@ -180,7 +180,7 @@ class ClientDesk:
         run.blob = message.blob
         client.argument_bytes += len(run.blob)
         run.dependency_starts = starts
-        run.lane = self.ledger.lane_for(client, message.options)
+        self.ledger.enter_lane(run, client, message.options)
         if "actor" in message.options:
             run.makes_actor = run.has_dependents = True
         elif "actor_call" in message.options:

@@ -21,7 +21,7 @@ from cluster.scheduler.lineage_invariants import check_recipes
 from cluster.scheduler.memory_invariants import check_memory
 from cluster.scheduler.nesting_invariants import check_parents
 from cluster.scheduler.placement import Placement
-from cluster.scheduler.ready import Lane
+from cluster.scheduler.ready import ANYWHERE, Lane
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
@@ -365,7 +365,11 @@ def _check_ready(ledger: Ledger, live: list[int]) -> None:
     for client in ledger.clients.values():
         found = per_client[client.identity]
         _expect(client.ready_rows == found, f"client {client.name} counts {client.ready_rows} ready rows, has {found}")
-        for lane in client.lanes.values():
+        runs_in = Counter(id(run.lane) for run in client.all_runs())
+        for key, lane in client.lanes.items():
+            runs = runs_in[id(lane)]
+            needed = runs > 0 or key == ANYWHERE or isinstance(key, tuple)  # a tuple: of suspects
+            _expect(lane.runs == runs and needed, f"a lane of {client.name} is kept for {lane.runs} runs, has {runs}")
             _expect(lane.size == per_lane[id(lane)], f"a lane of {client.name} counts {lane.size}: {lane.restriction}")
             listed = [entry[3] for entry in lane.heap]
             _expect(len({id(bucket) for bucket in listed}) == len(listed), "a bucket stands twice in its lane")

@@ -120,7 +120,6 @@ class Ledger:
         self.worker_of_peer: dict[int, WorkerRecord] = {}
         self.worker_called: dict[str, WorkerRecord] = {}  # by name and by address
         self.functions: dict[bytes, FunctionRecord] = {}
-        self.restrictions: dict[Restriction, Restriction] = {ANYWHERE: ANYWHERE}
         self.failures: dict[int, Failure] = {}
         self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
         self.deaths: dict[int, int] = {}  # row -> slots that died while running it
@@ -185,8 +184,8 @@ class Ledger:
 
     # ------------------------------------------------------------------ what is ready
 
-    def lane_for(self, client: ClientRecord, options: dict[str, Any]) -> Lane:
-        """The client's lane for tasks with these options."""
+    def enter_lane(self, run: Run, client: ClientRecord, options: dict[str, Any]) -> None:
+        """Give a new run its lane: the client's for tasks with these options."""
         resources = options.get("resources", {})
         if "coroutine" in options:
             resources = {COROUTINES: 1.0, **resources}
@@ -198,11 +197,21 @@ class Ledger:
                 bool(options.get("allow_other_workers", False)),
                 tuple(sorted((str(name), float(amount)) for name, amount in resources.items())),
             )
-            restriction = self.restrictions.setdefault(restriction, restriction)
         lane = client.lanes.get(restriction)
         if lane is None:
             lane = client.lanes[restriction] = Lane(restriction)
-        return lane
+        lane.runs += 1
+        run.lane = lane
+
+    def leave_lane(self, run: Run) -> None:
+        """The last row of a run was freed: its lane goes with the last of its runs, or there would be ever more."""
+        lane = run.lane
+        if lane is None:
+            return
+        lane.runs -= 1
+        if not lane.runs and lane.restriction is not ANYWHERE:
+            for key in (lane.restriction, ("marked", lane.restriction), ("charged", lane.restriction)):
+                run.client.lanes.pop(key, None)
 
     def make_ready(self, run: Run, owner: int, start: int, stop: int) -> None:
         """Rows `start` to `stop` of a run may start; `owner` is the worker that should (NOBODY: any)."""

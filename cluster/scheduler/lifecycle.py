@@ -553,6 +553,7 @@ class Lifecycle:
             return
         self.ledger.take_arguments(run, run.count)
         run.client.drop_run(run)
+        self.ledger.leave_lane(run)
         self.nesting.forget(run)
         self.forget_client(run.client)
         if run.function is not None:

@@ -266,10 +266,11 @@ class Bucket:
 class Lane:
     """One client's ready rows under one restriction."""
 
-    __slots__ = ("_neighbours", "heap", "restriction", "size", "unmet_since")
+    __slots__ = ("_neighbours", "heap", "restriction", "runs", "size", "unmet_since")
 
     def __init__(self, restriction: Restriction) -> None:
         self.restriction = restriction
+        self.runs = 0  # that have rows, ready or not
         self.size = 0
         self.unmet_since = math.inf  # since when no connected worker can meet the restriction of what is ready
         self.heap: list[tuple[int, int, int, Bucket]] = []

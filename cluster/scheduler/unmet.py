@@ -23,6 +23,7 @@ __all__ = ["Unmet"]
 
 ROWS_PER_STEP = 256
 BUCKETS_PER_STEP = 4096
+_ANSWERS_KEPT = 1000
 
 
 class Failing:
@@ -62,6 +63,8 @@ class Unmet:
         if not patience:
             return
         self._look_at_workers()
+        if len(self._met) > _ANSWERS_KEPT:
+            self._met.clear()
         for client in self.ledger.clients.values():
             for lane in client.lanes.values():
                 if lane.restriction is ANYWHERE:

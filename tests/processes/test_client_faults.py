@@ -247,8 +247,12 @@ def test_workers_see_the_modules_that_the_client_sees(tmp_path: Path, monkeypatc
 def test_wrong_arguments_of_a_local_cluster_are_named() -> None:
     with pytest.raises(ValueError, match="threads_per_worker"):
         LocalCluster(slots=2, threads_per_worker=2)
-    with pytest.raises(ValueError, match="at least one slot"):
+    with pytest.raises(ValueError, match="slots must be from 1 to 1024, not 0"):
         LocalCluster(slots=0)
+    with pytest.raises(TypeError, match="slots must be a whole number, not '2'"):
+        LocalCluster(slots="2")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="threads must be a whole number"):
+        LocalCluster(threads=2.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_workers"):
         LocalCluster(n_workers=-1)
 

@@ -275,5 +275,5 @@ def test_workers_say_how_many_threads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, 51])
 def test_a_senseless_number_of_threads_is_refused(threads: int) -> None:
-    with pytest.raises(ValueError, match="threads must be from 1 to 50 for each slot"):
+    with pytest.raises(ValueError, match="threads must be from 1 to 50, not"):
         LocalCluster(threads=threads)

@@ -95,6 +95,23 @@ def test_resources_bound_what_runs_at_once(dialogue: Dialogue) -> None:
     assert dialogue.ledger.workers[0].available == {"gpu": 2.0, "coroutines": 4000.0}
 
 
+def test_what_is_asked_for_is_forgotten_with_the_last_task_that_asks_for_it(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(gpu=1.0)
+    for asked in range(1, 20):
+        number = client.submit(resources={"gpu": 1 / asked})
+        worker.done(worker.grant())
+        assert client.finished() == [number]
+        client.release(number)
+        worker.inbox.clear()
+    (record,) = dialogue.ledger.clients.values()
+    assert len(record.lanes) == 0
+    client.submit()
+    assert len(record.lanes) == 1
+    worker.done(worker.grant())
+    client.inbox.clear()
+    worker.inbox.clear()
+
+
 def test_resources_come_back_once_when_a_run_is_told_twice(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=4, gpu=1.0)
     client.submit(3, resources={"gpu": 1})
