@@ -113,7 +113,6 @@ class AgentDaemon:
         self._starter = StarterLink(self._starter_options)
         self._slots: dict[int, SlotPipes] = {}
         self._process_of: dict[int, int] = {}  # slot -> the first slot of its process
-        self._threads_of: dict[int, int] = {}  # first slot of a process -> how many it has
         self._errands = ErrandProcesses(
             self.feed, self._make_pipes, self._start_process, lambda number: self._starter.kill(number)
         )
@@ -342,7 +341,6 @@ class AgentDaemon:
         for offset, each in enumerate(pipes):
             self._slots[effect.slot + offset] = each
             self._process_of[effect.slot + offset] = effect.slot
-        self._threads_of[effect.slot] = effect.threads
         self._start_process(effect.slot, *pipes)
 
     def _make_pipes(
@@ -396,7 +394,7 @@ class AgentDaemon:
         if slot >= ERRANDS_FROM:
             self._errands.exited(slot, f"signal {signal_number}" if signal_number >= 0 else f"exit status {exit_code}")
             return
-        numbers = range(slot, slot + self._threads_of.pop(slot))
+        numbers = [number for number, process in self._process_of.items() if process == slot]
         # What the threads reported, before what the output says of a process that runs nothing.
         last_lines = "".join([self._slots[number].drain() for number in reversed(numbers)])
         unclaimed, *beside = [self._slots[number].take_back() for number in numbers]
@@ -413,7 +411,7 @@ class AgentDaemon:
         self._starter = StarterLink(self._starter_options)
         self._starter.watch(self._loop, self._slot_exited, self._starter_lost)
         self._errands.lost()
-        for slot in list(self._threads_of):
+        for slot in dict.fromkeys(self._process_of.values()):
             self._slot_exited(slot, -1, signal.SIGKILL, 0)
 
     # ------------------------------------------------------------------ segments

@@ -29,6 +29,7 @@ class SessionInSlot(Session):
         # Tasks of which something was sent that must not arrive after their end -> the number whose end proves that all
         # has arrived, and which of all these notes it is.
         self._unsettled: dict[Parent, tuple[int, int]] = {}
+        self._proofs: dict[int, Parent] = {}  # such a number -> its task
         self.notes = 0
         """How often it was noted that something was sent which must not arrive late."""
 
@@ -39,11 +40,16 @@ class SessionInSlot(Session):
 
     def settle(self, notes: int) -> None:
         """What was sent when there were so many notes has arrived."""
-        self._unsettled = {task: note for task, note in self._unsettled.items() if note[1] > notes}
+        for task in [task for task, note in self._unsettled.items() if note[1] <= notes]:
+            self._proofs.pop(self._unsettled.pop(task)[0], None)
 
     def _owe(self, task: Parent, proof: int) -> None:
         self.notes += 1
+        if task in self._unsettled:
+            self._proofs.pop(self._unsettled[task][0], None)
         self._unsettled[task] = proof, self.notes
+        if proof != _NO_PROOF:
+            self._proofs[proof] = task
 
     def join(self) -> None:
         """Say who we are, and where."""
@@ -82,11 +88,13 @@ class SessionInSlot(Session):
 
     def receive(self, message: Any) -> None:
         """Take a message from the scheduler in; the end of what was submitted last shows that all has arrived."""
-        if self._unsettled and isinstance(message, messages.Finished | messages.Failed):
+        if self._proofs and isinstance(message, messages.Finished | messages.Failed):
             runs = message.runs
-            for parent, (proof, _) in list(self._unsettled.items()):
-                if any(first <= proof < first + count for first, count in zip(runs[::2], runs[1::2], strict=True)):
-                    del self._unsettled[parent]
+            for first, count in zip(runs[::2], runs[1::2], strict=True):
+                few = range(first, first + count) if count <= len(self._proofs) else list(self._proofs)
+                for number in few:
+                    if number in self._proofs and first <= number < first + count:
+                        del self._unsettled[self._proofs.pop(number)]
         super().receive(message)
 
     def _send_part(self, message: messages.Submit, call: Call) -> None:

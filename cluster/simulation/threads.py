@@ -35,6 +35,13 @@ class ThreadSlot(SlotProcess):
         for one in self.members:
             SlotProcess.die(one, exit_code, signal)
 
+    def _claim(self) -> None:
+        super()._claim()
+        assignment = self.agent.machine.assignment_of(self._run[0])
+        if self.running is not None and assignment is not None and len(self.agent.slots) <= self.agent.seats:
+            died = assignment.deaths_of(assignment.index_of(self._run[1]))
+            assert not died, f"task {self.running.index} runs beside others, and {died} processes died with it"
+
     def leave(self, sequence: int) -> None:
         """Give the task up, which goes on in a thread that is no slot any more."""
         ending = self.client is not None and self.client.settles

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple, assert_never
 
 from cluster.wire import messages
+from cluster.wire.task_output import Piece
 from cluster.worker import events
 from cluster.worker.coroutines import FIRST_COROUTINES
 from cluster.worker.errands import Errands
@@ -21,7 +22,7 @@ from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.orders import Orders
 from cluster.worker.output import Outputs
-from cluster.worker.queue import ReadyQueue
+from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.room import Room
 from cluster.worker.slot_memory import SlotMemory
 from cluster.worker.spilling import Spilling
@@ -137,6 +138,10 @@ class Agent:
     def unanswered_count(self) -> int:
         """Granted tasks that were not answered for yet."""
         return len(self._ledger)
+
+    def assignment_of(self, attempt: int) -> Assignment | None:
+        """What was granted under that attempt, as long as some of it is not answered for."""
+        return self._ledger.find(attempt)
 
     @property
     def next_wakeup(self) -> float | None:
@@ -263,9 +268,7 @@ class Agent:
                 self.slot_memory.started(slot)
                 workforce.ready(slot, now)
             case events.SlotWrote(slot, pieces, seconds):
-                writer = workforce.threads.writer(slot)
-                front = workforce.process(slot).front() if writer == slot else None
-                self.outputs.take(writer, front, pieces, seconds, now)
+                self._written(slot, pieces, seconds, now)
             case events.ProgressMade(attempt, row, fraction, message):
                 self.outputs.progress(attempt, row, fraction, message, now)
             case events.SlotExited(slot):
@@ -289,6 +292,11 @@ class Agent:
                 self._close("it was told to end at once", 0)
             case _:
                 assert_never(event)
+
+    def _written(self, slot: int, pieces: list[Piece], seconds: float, now: float) -> None:
+        writer = self.workforce.threads.writer(slot)
+        front = self.workforce.process(slot).front() if writer == slot else None
+        self.outputs.take(writer, front, pieces, seconds, now)
 
     # ------------------------------------------------------------------ the scheduler
 

@@ -34,11 +34,13 @@ from cluster.simulation.workloads import Shape
 from cluster.simulation.world import simulate
 from cluster.wire import messages
 from cluster.worker import nesting, pieces
+from cluster.worker.events import SlotExited
 from cluster.worker.ledger import Ledger as AgentLedger
 from cluster.worker.nesting import Nesting
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.slots import Slot
 from cluster.worker.supply import Supply
+from cluster.worker.threads import Threads
 from cluster.worker.workforce import Workforce
 
 SEEDS = 400
@@ -482,6 +484,22 @@ def agent_runs_anything_inside_a_task_that_waits(patch: pytest.MonkeyPatch) -> N
     patch.setattr(ReadyQueue, "take_children", lambda self, parent, limit: self.take(limit))
 
 
+def agent_forgets_the_other_threads_of_a_process(patch: pytest.MonkeyPatch) -> None:
+    original = Threads.vacate
+
+    def vacate(self: Threads, slot: Slot, end: SlotExited, now: float) -> bool:
+        for one in self.members(slot)[1:]:
+            one.pieces.clear()
+            one.outstanding = 0
+        return original(self, slot, end._replace(unclaimed_beside=([],) * len(end.unclaimed_beside)), now)
+
+    patch.setattr(Threads, "vacate", vacate)
+
+
+def agent_runs_what_died_beside_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Threads, "take_sound_only", lambda self, slot: False)
+
+
 def session_passes_over_a_reset(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_reset", lambda self, number: None)
 
@@ -517,6 +535,8 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (counts_a_task_that_waits_as_running, nested_plan),
     (agent_gives_no_seat_to_who_goes_on, nested_plan),
     (agent_runs_anything_inside_a_task_that_waits, nested_plan),
+    (agent_forgets_the_other_threads_of_a_process, lambda seed: replace(deadly_plan(seed), threads=2)),
+    (agent_runs_what_died_beside_others, lambda seed: replace(deadly_plan(seed), threads=2)),
     (session_passes_over_a_reset, busy_plan),
     (session_lets_go_too_early, referring_plan),
     (explains_a_task_without_its_last_input, explaining_plan),
