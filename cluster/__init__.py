@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cluster.lazy.compute import compute, persist
     from cluster.lazy.delayed import Delayed, delayed
     from cluster.lazy.drawing import visualize
+    from cluster.wire.serializers import register_serializer
 
 __all__ = [
     "Actor",
@@ -89,6 +90,7 @@ __all__ = [
     "fire_and_forget",
     "get_client",
     "persist",
+    "register_serializer",
     "visualize",
     "wait",
 ]
@@ -122,6 +124,7 @@ _MODULES = {
     "fire_and_forget": "cluster.client.waiting",
     "get_client": "cluster.client.in_slot",
     "persist": "cluster.lazy.compute",
+    "register_serializer": "cluster.wire.serializers",
     "visualize": "cluster.lazy.drawing",
     "wait": "cluster.client.waiting",
 }

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import cloudpickle
 
 from cluster.wire.encoded import Reference
+from cluster.wire.object_arrays import ARROW_BACKED, reduce_arrow_backed, reduce_strings
+from cluster.wire.serializers import reduce_registered, registered
 
 SMALLEST_WITH_CLASS_BYTES = 24
 """A shorter pickle names no class and no function."""
@@ -130,9 +132,11 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
         self, sink: Sink, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None, plain: bool = False
     ) -> None:
         super().__init__(sink, 5, buffer_callback)
+        # A plain pickler looks for exactly a class, and a registered serializer is for subclasses too.
+        plain = plain and not registered
         self.touched = False
         self.plain = plain
-        self._made_from = len(_known), dict(copyreg.dispatch_table) if plain else {}
+        self._made_from = len(_known), dict(copyreg.dispatch_table) if plain else {}, _pandas_arrays()
         pickler: Any = self._plain_pickler(sink, buffer_callback) if plain else super(cloudpickle.Pickler, self)
         self.write_pickle: Callable[[object], None] = pickler.dump
         self.forget_memo: Callable[[], None] = pickler.clear_memo
@@ -145,6 +149,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
         table.update(dict.fromkeys(_known, self._reduce_known))
         if "numpy" in sys.modules:
             table[sys.modules["numpy"].ndarray] = self._reduce_plain_array
+        if (arrays := _pandas_arrays()) is not None:
+            table.update({getattr(arrays, name): _reduce_plain_arrow for name in ARROW_BACKED})
         pickler.dispatch_table = table
         return pickler
 
@@ -153,6 +159,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
         return (
             self._made_from[1] != copyreg.dispatch_table
             or self._made_from[0] != len(_known)
+            or self._made_from[2] is not _pandas_arrays()
+            or bool(registered)
             or bool(cloudpickle.list_registry_pickle_by_value())
         )
 
@@ -171,6 +179,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
         kind = type(obj)
         if kind in _known:
             return self._reduce_known(obj)
+        if registered and (reduced := reduce_registered(obj)) is not None:
+            return reduced
         if kind is FunctionType or issubclass(kind, type):
             if is_importable(obj):
                 return NotImplemented
@@ -178,13 +188,27 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
             return super().reducer_override(obj)
         if kind.__name__ == "ndarray":
             return self.reduce_array(obj)
+        if kind.__name__ in ARROW_BACKED:
+            return reduce_arrow_backed(obj)
         return NotImplemented
 
     def reduce_array(self, array: Any) -> Any:
-        """A numpy array that is a view with gaps is packed once here, so that whoever loads it need not copy it."""
+        """A numpy array that is a view with gaps is packed once here, so that whoever loads it need not copy it; one of
+        strings is packed as text."""
         numpy = sys.modules.get("numpy")
         if numpy is None or type(array) is not numpy.ndarray or array.nbytes < OUT_OF_BAND_BYTES:
             return NotImplemented
-        if array.flags.forc or array.dtype.hasobject:
+        if array.dtype.hasobject:
+            return reduce_strings(array)
+        if array.flags.forc:
             return NotImplemented
         return array.copy(order="K").__reduce_ex__(5)
+
+
+def _pandas_arrays() -> Any:
+    return getattr(sys.modules.get("pandas"), "arrays", None)  # none while pandas is being loaded
+
+
+def _reduce_plain_arrow(array: Any) -> Any:
+    reduced = reduce_arrow_backed(array)
+    return array.__reduce_ex__(5) if reduced is NotImplemented else reduced
