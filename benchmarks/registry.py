@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks import (
     actors,
+    client_values,
     commands,
     dask_collections,
     faces,
@@ -31,6 +32,7 @@ CASES: dict[str, Case] = {
         latency,
         faces,
         actors,
+        client_values,
         nesting,
         graphs,
         first_value,
