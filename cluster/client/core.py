@@ -19,6 +19,7 @@ from cluster.client.future import Future, FutureSequence, Origin
 from cluster.client.operations import Aside, Operation, Until, answer_to, complete
 from cluster.client.options import check_weight
 from cluster.client.output_display import OutputDisplay
+from cluster.client.own_segments import OfferedBytes, OwnSegments
 from cluster.client.providers import LocalClusterLike, open_local_cluster
 from cluster.client.results import Results
 from cluster.client.submission import Submission
@@ -111,7 +112,8 @@ class ClientCore:
         versions = {"python": platform.python_version(), "cluster": __version__}
         self._session = self._session_kind(self.id, self.name, versions, self._weight)
         self._connections = AgentConnections(self._secret, self.scheduler_address, self._settings.fast_paths)
-        self._pusher = Pusher(self._connections, self._encode_offered, self._pushed, self._push_refused)
+        self._segments = OwnSegments(self._settings.shared_memory_directory)
+        self._pusher = Pusher(self._connections, self._segments, self._offered_bytes, self._pushed, self._push_refused)
         self._driver = self._driver_kind(
             connection,
             self._session,
@@ -146,6 +148,7 @@ class ClientCore:
         self._driver.close(reason)
         self._pusher.close()
         self._connections.close()
+        self._segments.close()
         self._end_own_cluster()
 
     def _end_own_cluster(self) -> None:
@@ -230,8 +233,13 @@ class ClientCore:
     def _encode_offered(self, number: int) -> Any:
         return self._submission.encode_offered(number)
 
+    def _offered_bytes(self, number: int) -> OfferedBytes | None:
+        return self._submission.offered_bytes(number)
+
     def _forget_offered(self, numbers: Any) -> None:
         self._submission.forget(numbers)
+        for number in numbers:
+            self._segments.let_go(number)
 
     def _pushed(self, number: int, address: str, error: str) -> None:
         with self._driver.guard():

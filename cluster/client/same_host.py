@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Final, NamedTuple
+from typing import Final, TypeVar
 
 from cluster.errors import ConnectionLost, ProtocolError, ValueLost
-from cluster.storage.probes import is_segment_name, read_probes
+from cluster.storage.probes import Probe, is_segment_name, proven, read_probes
 from cluster.storage.segments import map_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import messages
 
-__all__ = ["NO_HOST", "AgentHost", "introduce", "open_value"]
+__all__ = ["AgentHost", "introduce", "open_value", "prove_own"]
+
+_Message = TypeVar("_Message", messages.HostProbe, messages.HostProof)
 
 ANSWER_SECONDS: Final = 10.0
 READ_UP_TO_BYTES: Final = 256 * 1024
 """Smaller values are read and not mapped: a process may have some 65,000 maps, and a gather takes many such values."""
 
 
-class AgentHost(NamedTuple):
-    """The directories in which an agent's segments can be opened here: empty text for one that cannot."""
+class AgentHost:
+    """One connection to an agent: what each can open of the other's."""
 
-    directories: tuple[str, ...]
+    __slots__ = ("directories", "takes")
+
+    def __init__(self, directories: tuple[str, ...]) -> None:
+        self.directories = directories
+        """Where the agent's segments can be opened here: empty text for a directory that cannot."""
+        self.takes: bool | None = None
+        """Whether the agent can take segments over that the client writes; None: not asked yet."""
 
     def segment(self, position: int, name: str) -> str:
         """The path of a segment that the agent names; raises ProtocolError if it may not be opened."""
@@ -31,8 +39,10 @@ class AgentHost(NamedTuple):
             raise ProtocolError(f"an agent named {name!r:.80} in its directory {position}, which was not proved")
         return f"{directory}/{name}"
 
-
-NO_HOST: Final = AgentHost(())
+    @property
+    def is_ours(self) -> bool:
+        """Whether the agent runs on this host."""
+        return bool(self.directories)
 
 
 def open_value(path: str, nbytes: int) -> memoryview:
@@ -55,17 +65,27 @@ def open_value(path: str, nbytes: int) -> memoryview:
 def introduce(connection: BlockingConnection) -> AgentHost:
     """Ask an agent for its probes and prove which of them can be read here; a connection's first words."""
     connection.send(messages.HostProbe([]))
+    theirs = _answer(connection, messages.HostProbe)
+    contents = read_probes(theirs.paths)
+    if not any(contents):
+        return AgentHost(())
+    connection.send(messages.HostProof(contents))
+    pairs = zip(theirs.paths, contents, strict=True)
+    return AgentHost(tuple(path.rpartition("/")[0] if content else "" for path, content in pairs))
+
+
+def prove_own(connection: BlockingConnection, probe: Probe) -> bool:
+    """Whether the agent at the other end can take over what lies beside this probe."""
+    connection.send(messages.HostProbe([probe.path]))
+    return bool(proven([probe], _answer(connection, messages.HostProof).contents))
+
+
+def _answer(connection: BlockingConnection, kind: type[_Message]) -> _Message:
     deadline = time.monotonic() + ANSWER_SECONDS
     while (remaining := deadline - time.monotonic()) > 0:
         for message in connection.receive(remaining):
-            if isinstance(message, messages.HostProbe):
-                contents = read_probes(message.paths)
-                if not any(contents):
-                    return NO_HOST
-                connection.send(messages.HostProof(contents))
-                pairs = zip(message.paths, contents, strict=True)
-                return AgentHost(tuple(path.rpartition("/")[0] if content else "" for path, content in pairs))
+            if isinstance(message, kind):
+                return message
             if not isinstance(message, messages.Heartbeat):
-                raise ProtocolError(f"an agent answered with {type(message).__name__} instead of its probes")
-    connection.close()
-    raise ConnectionLost(f"the agent at {connection.peer_address} did not say where its values lie")
+                raise ProtocolError(f"an agent sent {type(message).__name__} where {kind.__name__} was due")
+    raise ConnectionLost(f"the agent at {connection.peer_address} did not answer in {ANSWER_SECONDS:g} s")

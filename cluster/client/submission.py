@@ -15,6 +15,7 @@ from cluster.client.future import Future, numbers_of
 from cluster.client.inputs import Inputs
 from cluster.client.mapping import PLAIN_TYPES, Mapping, packed_marks
 from cluster.client.operations import Operation
+from cluster.client.own_segments import OfferedBytes
 from cluster.session.calls import call_first
 from cluster.session.parts import Call, Function
 from cluster.wire.arguments import ArgumentPacker, LargeArgument, Noted
@@ -233,11 +234,18 @@ class Submission:
 
         Raises ArgumentChanged if it is a large argument that is not any more what it was at the call.
         """
+        offered = self.offered_bytes(number)
+        return None if offered is None else offered.checked()
+
+    def offered_bytes(self, number: int) -> OfferedBytes | None:
+        """The same for one who finds the checksum on the way."""
         with self._driver.guard():
             if number not in self._offered:
                 return None
             value = self._offered[number]
-        return value.encode() if isinstance(value, LargeArgument) else dumps(value, name="scattered data")
+        if not isinstance(value, LargeArgument):
+            return OfferedBytes(dumps(value, name="scattered data"), None)
+        return OfferedBytes(value.encode(), None if value.snapshot is not None else value.check)
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Nobody will ask for these values again."""

@@ -15,17 +15,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from cluster.client.own_segments import LOOK_SECONDS, OfferedBytes, OwnSegments
 from cluster.client.relay import relay_to
-from cluster.client.same_host import NO_HOST, AgentHost, introduce, open_value
+from cluster.client.same_host import AgentHost, introduce, open_value, prove_own
 from cluster.errors import (
     AddressError,
     ClusterError,
     ConnectionLost,
     HandshakeFailed,
     ProtocolError,
+    StoreFull,
     ValueLost,
     VersionMismatch,
 )
@@ -34,7 +36,6 @@ from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
 from cluster.wire.arguments import ArgumentChanged
 from cluster.wire.checksums import NO_CHECKSUM, checksum
-from cluster.wire.payload import Encoded
 
 __all__ = ["AgentConnections", "Place", "Pusher"]
 
@@ -42,6 +43,8 @@ SILENCE_LIMIT_SECONDS = 30.0
 """An agent from which nothing comes for so long during a transfer is given up."""
 VALUES_A_REQUEST = 4096
 INLINE_PUT_BYTES = 1 << 20
+SHARED_FROM_BYTES = 64 * 1024
+"""An agent keeps smaller values as bytes, not as segments."""
 IDLE_CONNECTIONS = 4
 
 Buffer = bytes | memoryview
@@ -81,7 +84,7 @@ class AgentConnections:
                 return idle.pop()
         connection = self._connect(address)
         try:
-            connection.context = introduce(connection) if self._shares_host else NO_HOST
+            connection.context = introduce(connection) if self._shares_host else AgentHost(())
         except BaseException:
             connection.close()
             raise
@@ -282,17 +285,20 @@ def _fetch_some(
 class Pusher:
     """Carries out push orders. `encode(number)` gives the value's bytes, or None if it is held no longer.
 
-    `pushed` is told how each ended, `refused` of those that never will be carried out.
+    `pushed` is told how each ended, `refused` of those that never will be carried out. Agents of this host take large
+    values over from `segments`.
     """
 
     def __init__(
         self,
         connections: AgentConnections,
-        encode: Callable[[int], Encoded | None],
+        segments: OwnSegments,
+        encode: Callable[[int], OfferedBytes | None],
         pushed: Callable[[int, str, str], None],
         refused: Callable[[int, str, str, str], None],
     ) -> None:
         self._connections = connections
+        self._segments = segments
         self._encode = encode
         self._pushed = pushed
         self._refused = refused
@@ -314,7 +320,7 @@ class Pusher:
             queue.put(None)
 
     def _serve(self, address: str, queue: SimpleQueue[PushValue | None]) -> None:
-        while (order := queue.get()) is not None:
+        while (order := self._next(queue)) is not None:
             try:
                 error = self._put(address, order)
             except ArgumentChanged as changed:
@@ -326,24 +332,58 @@ class Pusher:
                 error = f"{type(failure).__name__}: {failure}"
             self._pushed(order.number, address, error)
 
+    def _next(self, queue: SimpleQueue[PushValue | None]) -> PushValue | None:
+        while True:
+            try:
+                return queue.get(timeout=LOOK_SECONDS if self._segments.keeps_any else None)
+            except Empty:
+                self._segments.look()
+
     def _put(self, address: str, order: PushValue) -> str:
-        encoded = self._encode(order.number)
-        if encoded is None:
+        offered = self._encode(order.number)
+        if offered is None:
             return "the client no longer holds this value"
         connection = self._connections.take(address)
         try:
-            if encoded.nbytes <= INLINE_PUT_BYTES:
-                connection.send(messages.PutValue(order.row, order.attempt, encoded.nbytes, encoded.to_bytes()))
-            else:
-                frame = frames.encode(messages.PutValue(order.row, order.attempt, encoded.nbytes, b""))
-                connection.send_bytes(frame, *encoded.parts)
-            del encoded
-            answer = self._put_answer(connection)
+            answer = self._put_segment(connection, order, offered) or self._put_bytes(connection, order, offered)
+        except ArgumentChanged:  # nothing was sent
+            self._connections.give_back(address, connection)
+            raise
         except BaseException:
             connection.close()
             raise
         self._connections.give_back(address, connection)
         return answer.error
+
+    def _put_segment(
+        self, connection: BlockingConnection, order: PushValue, offered: OfferedBytes
+    ) -> messages.PutDone | None:
+        """Have the agent take the value over in a segment; None if it cannot."""
+        host: AgentHost = connection.context
+        nbytes = offered.encoded.nbytes
+        if nbytes < SHARED_FROM_BYTES or not host.is_ours:
+            return None
+        if host.takes is None:
+            probe = self._segments.probe()
+            host.takes = probe is not None and prove_own(connection, probe)
+        if not host.takes:
+            return None
+        try:
+            with self._segments.holding(order.number, offered) as name:
+                connection.send(messages.PutSegment(order.row, order.attempt, nbytes, name))
+                answer = self._put_answer(connection)
+        except StoreFull:
+            return None
+        return None if answer.error else answer
+
+    def _put_bytes(self, connection: BlockingConnection, order: PushValue, offered: OfferedBytes) -> messages.PutDone:
+        encoded = offered.checked()
+        if encoded.nbytes <= INLINE_PUT_BYTES:
+            connection.send(messages.PutValue(order.row, order.attempt, encoded.nbytes, encoded.to_bytes()))
+        else:
+            frame = frames.encode(messages.PutValue(order.row, order.attempt, encoded.nbytes, b""))
+            connection.send_bytes(frame, *encoded.parts)
+        return self._put_answer(connection)
 
     def _put_answer(self, connection: BlockingConnection) -> messages.PutDone:
         deadline = time.monotonic() + SILENCE_LIMIT_SECONDS

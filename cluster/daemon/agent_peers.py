@@ -119,6 +119,8 @@ class PeerServer:
             connection.abort("a peer asks for more pieces of values at once than an agent keeps in mind")
         elif isinstance(message, (messages.GetValues, messages.GetPiece, messages.PutValue)):
             self._feed(FromPeer(number, message))
+        elif isinstance(message, messages.PutSegment):
+            self._take_over(connection, number, message)
         elif isinstance(message, (messages.HostProbe, messages.HostProof)):
             self._hosts.heard(connection, number, message)
         elif not isinstance(message, messages.Heartbeat):
@@ -184,6 +186,13 @@ class PeerServer:
             self._store.mark_shown(path)
         connection.send(messages.ValueStream(request, row, attempt, nbytes))
         connection.send_file(path, nbytes, by_system_call=self._fast_paths)
+
+    def _take_over(self, connection: Connection, number: int, message: messages.PutSegment) -> None:
+        path, reason = self._hosts.take_over(number, message)
+        if path:
+            self._feed(ValuePut(number, message.row, message.attempt, message.nbytes, path))
+        else:
+            connection.send(messages.PutDone(message.row, message.attempt, reason))
 
     def _receive_put(self, connection: Connection, number: int, message: messages.PutValue) -> None:
         row, attempt, nbytes, _ = message

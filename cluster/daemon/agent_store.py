@@ -89,6 +89,7 @@ class Store:
         self._recycles = fast_paths and self._memory.can_recycle()
         # Each segment that can be used again keeps a descriptor here; connections and pipes need some too.
         self._descriptors_limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4, _DESCRIPTORS_LIMIT)
+        self._linked: set[str] = set()  # what clients have written and this worker has taken over
         self._disk_sizes: dict[str, int] = {}  # by path: values that found no room in memory
         self._leaving: deque[str] = deque()  # to be removed
         self._thread: ThreadPoolExecutor | None = None
@@ -150,6 +151,18 @@ class Store:
         self._make_room(0)  # the growth is counted already
         self._do(growth, lambda: self._grow(segment.descriptor, start, growth), grown)
 
+    def take_over(self, source: str, nbytes: int) -> tuple[str, str]:
+        """Link a segment that a client has written and leaves alone while it is linked; its path here, or why not."""
+        if not self._make_room(whole_pages(nbytes)):
+            return "", f"{format_bytes(nbytes)} more would pass the worker's memory limit"
+        try:
+            path = self._memory.link(source, nbytes)
+        except OSError as error:
+            return "", f"{source} cannot be taken over: {error.strerror or error}"
+        self._book.add(path, nbytes, -1)
+        self._linked.add(path)
+        return path, ""
+
     def hand_over(self, path: str, slot: int) -> Handed:
         """Say how a slot is to write to a segment that was created for it; it keeps the map until it is told."""
         if path not in self._book:
@@ -176,6 +189,8 @@ class Store:
         """
         if path in self._book:
             self._book.find(path).shown = True
+            if path in self._linked:
+                os.chmod(path, 0o400)  # so that who wrote it does not use it again either
 
     def writer_ended(self, slot: int) -> None:
         """That slot's process has ended, and its maps with it."""
@@ -215,6 +230,7 @@ class Store:
             return
         segment = self._book.find(path)
         if segment.descriptor < 0:
+            self._linked.discard(path)
             self._book.drop(segment)
             self._do(segment.reserved_bytes, lambda: self._memory.remove(path), lambda _: None)
             return

@@ -29,7 +29,7 @@ from cluster.daemon.in_slot import ClusterOfSlot
 from cluster.daemon.slot import SlotDescriptors
 from cluster.daemon.slot_process import add_python_path, be_slot, command_of_slot, environment_of_slot
 from cluster.daemon.starter_channel import Channel, PacketChannel, PipeChannel
-from cluster.storage.segments import remove_if_dead
+from cluster.storage.segments import sweep
 
 __all__ = ["main"]
 
@@ -256,8 +256,8 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     Starter(agent, options.name, options.python_path, forks).run()
-    for directory in options.segments:
-        remove_if_dead(Path(directory))
+    for directory in options.segments:  # and what clients in the slots had beside it
+        sweep(Path(directory).parents[1])
 
 
 if __name__ == "__main__":

@@ -120,6 +120,16 @@ class SegmentDirectory:
             raise self._store_error(error, nbytes) from error
         return f"{self.path}/{name}", segment
 
+    def link(self, source: str, nbytes: int) -> str:
+        """Make a segment of what another process's segment holds, and give its path; OSError if that cannot be."""
+        name = f"s{next(self._numbers)}"
+        os.link(source, name, dst_dir_fd=self._descriptor, follow_symlinks=False)
+        facts = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_size < nbytes:
+            os.unlink(name, dir_fd=self._descriptor)
+            raise OSError(errno.EINVAL, f"it is no file of this user's with {nbytes} bytes")
+        return f"{self.path}/{name}"
+
     def extend(self, segment: int, start: int, nbytes: int) -> None:
         """Reserve more room in a segment of so many bytes, by its opening; `StoreFull` if there is none."""
         try:

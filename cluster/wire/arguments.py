@@ -61,13 +61,18 @@ class LargeArgument:
         self.identity = id(value), self.checksum, copies
 
     def encode(self) -> Encoded:
-        """The bytes; raises ArgumentChanged if they would not be those of the call."""
+        """The bytes as they are now, to be checked; raises ArgumentChanged if they are not as many as at the call."""
         if self.snapshot is not None:
             return Encoded([self.snapshot], self.nbytes, [])
         encoded = dumps(self.value, name="a large argument")
-        if encoded.nbytes != self.nbytes or encoded.checksum() != self.checksum:
+        if encoded.nbytes != self.nbytes:
             raise ArgumentChanged(self.value)
         return encoded
+
+    def check(self, checksum: int) -> None:
+        """Raise ArgumentChanged if bytes with this checksum are not those of the call."""
+        if checksum != self.checksum:
+            raise ArgumentChanged(self.value)
 
     def __repr__(self) -> str:
         what = type(self.value).__name__ if self.snapshot is None else "snapshot"

@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import crc32
 
+_new_digest: Any = None
+with contextlib.suppress(ImportError):  # where there is no wheel of it
+    from xxhash import xxh3_64 as _new_digest
+
 Reference = tuple[Any, ...]
 """What stands for a future in a pickle: `(client_id, number, …)`, plain data."""
+
+
+class Checksum:
+    """A number that other bytes hardly ever have; xxh3 takes half the time of a memory copy, zlib's crc32 five times
+    that."""
+
+    __slots__ = ("_digest", "_found", "update")
+
+    def __init__(self) -> None:
+        self._found = 0
+        self._digest = None if _new_digest is None else _new_digest()
+        self.update: Callable[[bytes | memoryview], object] = self._update if not self._digest else self._digest.update
+        """Go on with these bytes."""
+
+    def _update(self, data: bytes | memoryview) -> None:
+        self._found = crc32(data, self._found)
+
+    @property
+    def value(self) -> int:
+        """The number of the bytes so far."""
+        return self._found if self._digest is None else int(self._digest.intdigest())
 
 
 class Encoded(NamedTuple):
@@ -17,11 +44,11 @@ class Encoded(NamedTuple):
     futures: list[Reference]
 
     def checksum(self) -> int:
-        """A number that other bytes hardly ever have; it takes about half a second a GiB."""
-        found = 0
+        """The number of these bytes, see `Checksum`."""
+        checksum = Checksum()
         for part in self.parts:
-            found = crc32(part, found)
-        return found
+            checksum.update(part)
+        return checksum.value
 
     def to_bytes(self) -> bytes:
         """Join the parts; for small values."""

@@ -565,6 +565,16 @@ class ValueSegment(NamedTuple):
     name: str
 
 
+class PutSegment(NamedTuple):
+    """A value pushed to an agent that has proved that it can open the peer's own segments: it lies in the one of that
+    name, beside the probe. The agent makes a second link to it, its own, and then both own the pages."""
+
+    row: int
+    attempt: int
+    nbytes: int
+    name: str
+
+
 # --------------------------------------------------------------------------- by way of the scheduler
 
 
@@ -709,4 +719,5 @@ CLASSES: tuple[type[Any], ...] = (
     HostProbe, HostProof, ValueSegment,
     Relay, Relayed, RelayData,
     GetPiece, ValuePiece, ValueDamaged, DropReplicas, DropAllowed,
+    PutSegment,
 )  # fmt: skip

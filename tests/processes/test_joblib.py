@@ -273,14 +273,14 @@ def test_calls_that_take_long_to_pack_are_gathered_into_longer_batches(client: C
 def test_a_large_argument_of_many_calls_is_sent_once_and_let_go(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = client._submission.encode_offered
+    encode = client._submission.offered_bytes
     sent: list[int] = []
 
     def counted(number: int) -> Any:
         sent.append(number)
         return encode(number)
 
-    monkeypatch.setattr(client._submission, "encode_offered", counted)
+    monkeypatch.setattr(client._submission, "offered_bytes", counted)
     numbers = numpy.ones(LARGE_NUMBERS)
     with client.joblib():
         values = Parallel(batch_size=1)(delayed(total)(numbers, plus=plus) for plus in range(30))
