@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from cluster.client.own_segments import LOOK_SECONDS, OfferedBytes, OwnSegments
 from cluster.client.relay import relay_to
-from cluster.client.same_host import AgentHost, introduce, open_value, prove_own
+from cluster.daemon.same_host import AgentHost, introduce, open_value, prove_own
 from cluster.errors import (
     AddressError,
     ClusterError,

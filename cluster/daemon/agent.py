@@ -120,7 +120,7 @@ class AgentDaemon:
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
         self._server = PeerServer(self._store, self.feed, fast_paths=wanted)
-        self._links = PeerLinks(secret, self._store, self.feed)
+        self._links = PeerLinks(secret, self._store, self.feed, fast_paths=wanted)
         self._memory_kills = MemoryKills()
         self._joined = False
         self._exit_status = 0

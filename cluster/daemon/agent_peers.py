@@ -229,12 +229,12 @@ class _Link:
 class PeerLinks:
     """The connections to other agents: one each, made when it is first needed, many values at once."""
 
-    def __init__(self, secret: bytes, store: Store, feed: Feed) -> None:
+    def __init__(self, secret: bytes, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
         self._secret = secret
         self._store = store
         self._feed = feed
         self._links: dict[str, _Link] = {}
-        self._transfers = Transfers(secret, store, feed)
+        self._transfers = Transfers(secret, store, feed, links=fast_paths)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def fetch(self, effect: FetchFrom) -> None:

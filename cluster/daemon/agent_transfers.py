@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from cluster.daemon.agent_store import Store
+from cluster.daemon.same_host import AgentHost, introduce
 from cluster.errors import ClusterError, ConnectionLost, ProtocolError
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
@@ -81,11 +82,13 @@ class _Transfer:
 
 
 class Transfers:
-    """All large values on their way here."""
+    """All large values on their way here. With `links`, those that an agent of this host has come as links to its
+    segments."""
 
-    def __init__(self, secret: bytes, store: Store, feed: Callable[[Event], None]) -> None:
+    def __init__(self, secret: bytes, store: Store, feed: Callable[[Event], None], *, links: bool = False) -> None:
         self._store = store
         self._feed = feed
+        self._links = links
         self._connections = _Connections(secret)
         self._under_way: dict[tuple[int, int], _Transfer] = {}
         self._kept: dict[tuple[int, int], _Transfer] = {}  # broke off; what has come is kept for the next holder
@@ -104,7 +107,21 @@ class Transfers:
             self._enqueue(transfer)
             return
         transfer = self._under_way[name] = _Transfer(address, row, attempt, nbytes)
+        if self._links:
+            self._enqueue(transfer)
+        else:
+            self._make_room(transfer)
 
+    def _found(self, transfer: _Transfer, source: str) -> None:
+        """An agent on this host has the value in that segment, which needs no copy; or it has to come, without one."""
+        if source and not transfer.given_up:
+            transfer.path, _ = self._store.take_over(source, transfer.incoming.nbytes)
+        if transfer.path or transfer.given_up:
+            self._ended(transfer, _Outcome("", ""))
+        else:
+            self._make_room(transfer)
+
+    def _make_room(self, transfer: _Transfer) -> None:
         def created(path: str, reason: str) -> None:
             transfer.path = path
             if self._closed:
@@ -114,7 +131,7 @@ class Transfers:
             else:
                 self._ended(transfer, _Outcome("full", reason))
 
-        self._store.create(nbytes, created)
+        self._store.create(transfer.incoming.nbytes, created)
 
     def give_up(self, row: int, attempt: int) -> None:
         """End a transfer, and forget what has come of it."""
@@ -169,15 +186,16 @@ class Transfers:
         self._running[address] = self._running.get(address, 0) + 1
         loop = asyncio.get_running_loop()
 
-        def done(future: asyncio.Future[_Outcome]) -> None:
+        def done(future: asyncio.Future[Any]) -> None:
             self._running[address] -= 1
             if not self._running[address]:
                 del self._running[address]
             if not self._closed:
-                self._ended(transfer, future.result())
+                then(transfer, future.result())
                 self._start_some()
 
-        loop.run_in_executor(self._threads, _bring, transfer, self._connections).add_done_callback(done)
+        work, then = (_bring, self._ended) if transfer.path else (_find_on_this_host, self._found)
+        loop.run_in_executor(self._threads, work, transfer, self._connections).add_done_callback(done)
 
     def _ended(self, transfer: _Transfer, outcome: _Outcome) -> None:
         incoming, address = transfer.incoming, transfer.address
@@ -224,6 +242,45 @@ def _bring(transfer: _Transfer, connections: _Connections) -> _Outcome:
         return _Outcome("full", f"{transfer.path} cannot be written: {error.strerror}")
     finally:
         os.close(segment)
+
+
+def _find_on_this_host(transfer: _Transfer, connections: _Connections) -> str:
+    """The segment of an agent on this host that holds the value; nothing if there is none that can be linked.
+
+    Whatever fails here fails again, and is told, when the value is asked for in the ordinary way.
+    """
+    try:
+        connection = connections.take(transfer.address, False)
+    except ClusterError:
+        return ""
+    try:
+        transfer.use(connection)
+        if connection.context is None:
+            connection.context = introduce(connection)
+        path = _segment_at(connection, transfer.incoming) if connection.context.is_ours else ""
+        transfer.use(None)
+    except ClusterError:
+        with transfer.lock:
+            transfer.connection = None
+        connection.close()
+        return ""
+    connections.give_back(transfer.address, connection)
+    return path
+
+
+def _segment_at(connection: BlockingConnection, incoming: IncomingValue) -> str:
+    connection.send(messages.GetValues(0, [incoming.row, incoming.attempt]))
+    (message,) = _receive_messages(connection)
+    if isinstance(message, messages.ValueMissing):
+        return ""
+    if not isinstance(message, messages.ValueSegment) or (message.row, message.attempt, message.nbytes) != (
+        incoming.row,
+        incoming.attempt,
+        incoming.nbytes,
+    ):
+        raise ProtocolError(f"the agent at {connection.peer_address} answered what was not asked, or does not share it")
+    host: AgentHost = connection.context
+    return host.segment(message.directory, message.name)
 
 
 def _receive(transfer: _Transfer, connections: _Connections, segment: int, *, fresh: bool) -> None:

@@ -345,6 +345,21 @@ def test_broadcast_data_is_one_file_for_all_workers_of_the_host() -> None:
 
 
 @shared
+@pytest.mark.kills_processes
+def test_workers_of_one_host_share_a_value_and_each_keeps_it_when_the_other_dies() -> None:
+    with whole_cluster(workers=2) as cluster, cluster.new_client() as client:
+        made = client.submit(count_from, 3, workers="worker-0")
+        first = client.submit(lies_at, made, workers="worker-0").result(10)
+        second = client.submit(lies_at, made, workers="worker-1").result(10)
+        assert first[0] == second[0] > 0, "both tasks have mapped the same file"
+        assert len(client.who_has([made])[made.key]) == 2
+        cluster.workers[0].signal(signal.SIGKILL)
+        until(lambda: len(client.scheduler_info()["workers"]) == 1, "the scheduler has noticed")
+        assert client.submit(np.sum, made).result(10) == count_from(3).sum()
+        assert np.array_equal(made.result(10), count_from(3))
+
+
+@shared
 def test_what_a_client_scattered_survives_it() -> None:
     with whole_cluster() as cluster:
         holder = cluster.client()

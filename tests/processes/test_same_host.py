@@ -13,9 +13,9 @@ import pytest
 
 from cluster import AsyncClient, Client, LocalCluster, config
 from cluster.client import values
-from cluster.client.same_host import AgentHost, open_value
 from cluster.daemon.agent_hosts import PeerHosts
 from cluster.daemon.agent_store import Store
+from cluster.daemon.same_host import AgentHost, open_value
 from cluster.errors import ProtocolError, ValueLost
 from cluster.storage.probes import PROBE, make_probe, proven, read_probe, read_probes
 from cluster.wire import messages

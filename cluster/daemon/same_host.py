@@ -1,4 +1,5 @@
-"""What a client and an agent on one host have proved to each other (`cluster.storage.probes`), once a connection."""
+"""What two processes on one host have proved to each other (`cluster.storage.probes`), once a connection: the side of a
+client, or of an agent that wants a value of another."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ READ_UP_TO_BYTES: Final = 256 * 1024
 
 
 class AgentHost:
-    """One connection to an agent: what each can open of the other's."""
+    """One connection to an agent: what each side can open of the other's."""
 
     __slots__ = ("directories", "takes")
 
@@ -41,8 +42,8 @@ class AgentHost:
 
     @property
     def is_ours(self) -> bool:
-        """Whether the agent runs on this host."""
-        return bool(self.directories)
+        """Whether the agent runs on this host: its first directory, the one in memory, can be opened here."""
+        return bool(self.directories and self.directories[0])
 
 
 def open_value(path: str, nbytes: int) -> memoryview:
