@@ -31,7 +31,7 @@ from cluster.errors import ClusterError
 from cluster.ids import task_key
 from cluster.session import table as states
 from cluster.session.table import Numbers
-from cluster.wire.encoded import Reference
+from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import dumps
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Actor", "Client", "WithOptions"]
 
 _NO_OPTIONS: dict[str, Any] = {}
+BYTES_KEPT_LIMIT = 256 << 20
+"""Of so much data that is scattered the bytes are made once, of more twice: they may be a second copy of it."""
 _IN_A_LIST = object()
 """The plan of what is gathered into a plain list."""
 _STATUS = {
@@ -373,24 +375,32 @@ class Client(
         self._driver.check()
         if not values:
             return []
-        sizes, contains = yield Aside(partial(self._measure, values))
+        encoded, sizes, contains = yield Aside(partial(self._encode, values))
         with self._driver.guard():
             first = self._submission.offer(values, sizes, contains, "broadcast" if broadcast else "spread", names)
+            self._submission.keep_bytes(first, encoded)
         origin = self._origin("scatter")
         numbers = range(first, first + len(values))
         futures = [self._future_type(self, number, origin, self._drop) for number in numbers]
-        yield from self._ask("scattered", [first, len(values), list(names)])
+        try:
+            yield from self._ask("scattered", [first, len(values), list(names)])
+        finally:
+            self._submission.drop_bytes(numbers)
         return futures
 
-    def _measure(self, values: list[Any]) -> tuple[list[int], list[list[Any]]]:
-        """How large the values are, and which futures lie inside each."""
+    def _encode(self, values: list[Any]) -> tuple[list[Encoded | None], list[int], list[list[Any]]]:
+        """The values' bytes, as far as they may be kept, how large they are, and which futures lie inside each."""
+        kept: list[Encoded | None] = []
         sizes, contains = [], []
+        total = 0
         for value in values:
             encoded = dumps(value, name="data")
             sizes.append(encoded.nbytes)
+            total += encoded.nbytes
             contains.append([[reference[0], check_reference(reference[1])] for reference in encoded.futures])
             Inputs(self._submission).settle(encoded.futures)
-        return sizes, contains
+            kept.append(encoded if total <= BYTES_KEPT_LIMIT else None)
+        return kept, sizes, contains
 
     def _future(self, number: int, origin: Origin) -> Future:
         """One more Future of a number that a sequence holds."""

@@ -51,6 +51,7 @@ class Submission:
         self._last_call = Call(Function(b"", "", b""), "", _NO_OPTIONS, 0)
         self._local = _ThreadPacker()
         self._offered: dict[int, object] = {}
+        self._bytes: dict[int, Encoded] = {}  # of values that are being scattered
         self._offered_by_identity: dict[tuple[int, int, bool], int] = {}
 
     # ------------------------------------------------------------------ one task
@@ -201,6 +202,15 @@ class Submission:
         self._offered.update(enumerate(values, first))
         return first
 
+    def keep_bytes(self, first: int, encoded: Sequence[Encoded | None]) -> None:
+        """Keep what values from this number on were made into, for those who push them; each for one push."""
+        self._bytes.update((number, each) for number, each in enumerate(encoded, first) if each is not None)
+
+    def drop_bytes(self, numbers: Iterable[int]) -> None:
+        """Whoever pushes these values from now on makes their bytes anew."""
+        for number in numbers:
+            self._bytes.pop(number, None)
+
     def offer_large(self, argument: LargeArgument) -> int:
         """Hold a large argument under a number; the one that it has while tasks need it. Call it under the lock."""
         identity = argument.identity
@@ -244,7 +254,8 @@ class Submission:
                 return None
             value = self._offered[number]
         if not isinstance(value, LargeArgument):
-            return OfferedBytes(dumps(value, name="scattered data"), None)
+            kept = self._bytes.pop(number, None)
+            return OfferedBytes(dumps(value, name="scattered data") if kept is None else kept, None)
         return OfferedBytes(value.encode(), None if value.snapshot is not None else value.check)
 
     def forget(self, numbers: Sequence[int]) -> None:

@@ -94,6 +94,24 @@ def test_scattered_data_is_with_the_workers_when_the_call_returns() -> None:
         assert len(client.who_has(there)[there.key]) == 1
 
 
+class Counted:
+    """Counts how often it is pickled."""
+
+    times = 0
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        Counted.times += 1
+        return bytes, (b"x" * 100_000,)
+
+
+def test_scattered_data_is_pickled_once(client: Client) -> None:
+    Counted.times = 0
+    scattered = client.scatter([Counted(), Counted()])
+    assert Counted.times == 2
+    assert client.gather(client.map(len, scattered), timeout=10) == [100_000] * 2
+    assert not client._submission._bytes
+
+
 def test_scattering_to_a_worker_that_is_not_there_is_an_error_and_keeps_nothing(client: Client) -> None:
     with pytest.raises(ClusterError, match="names the workers unknown, which are not here; those connected are local"):
         client.scatter(np.ones(SIZE), workers=["unknown"])
