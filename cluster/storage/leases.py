@@ -10,7 +10,6 @@ The lease is given back at once. Who comes to open the file in between waits a f
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
@@ -25,18 +24,19 @@ _PROBE_BYTES: Final = 4096
 
 
 def is_open_elsewhere(descriptor: int) -> bool:
-    """Whether the file is open or mapped, in any process, by another opening than this one; 4 µs."""
+    """Whether the file is open or mapped, in any process, by another opening than this one; 4 µs.
+
+    It is, unless the kernel says that it is not: leases may have been switched off meanwhile.
+    """
     assert _SET_LEASE is not None
     assert _SET_SIGNAL is not None
     # The kernel tells the holder of a lease when somebody comes to open the file: by SIGIO, which would end this
     # process. SIGURG does nothing. It has to be said each time, since giving a lease back resets it.
-    fcntl.fcntl(descriptor, _SET_SIGNAL, signal.SIGURG)
     try:
+        fcntl.fcntl(descriptor, _SET_SIGNAL, signal.SIGURG)
         fcntl.fcntl(descriptor, _SET_LEASE, fcntl.F_WRLCK)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return True
-        raise
+    except OSError:
+        return True
     fcntl.fcntl(descriptor, _SET_LEASE, fcntl.F_UNLCK)
     return False
 
@@ -64,8 +64,6 @@ def leases_tell(directory: int) -> bool:
                 if not is_open_elsewhere(probe):
                     return False
             return not is_open_elsewhere(probe)
-    except OSError:  # a file system without leases
-        return False
     finally:
         os.close(probe)
         os.unlink(name, dir_fd=directory)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import errno
 import os
 import resource
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,9 +20,10 @@ import pytest
 from cluster.daemon import agent_store
 from cluster.daemon.agent_peers import PeerServer
 from cluster.daemon.agent_store import BY_PATH, Store
+from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter, send_descriptor
 from cluster.errors import ValueLost
 from cluster.storage.segment_book import class_of
-from cluster.storage.segments import map_segment, map_to_write, write_encoded
+from cluster.storage.segments import SegmentDirectory, map_segment, map_to_write, write_encoded
 from cluster.wire import messages
 from cluster.wire.payload import dumps, loads
 from cluster.worker import events
@@ -292,6 +295,64 @@ def test_many_are_removed_in_steps_and_at_once_where_there_would_be_no_room(monk
             one.store.remove_all(paths[5:])
 
     run(test)
+
+
+def test_where_a_segment_cannot_grow_or_be_made_free_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [1 << 40]
+    monkeypatch.setattr(SegmentDirectory, "free_bytes", lambda directory: room[0])
+
+    async def test() -> None:
+        async with held() as one:
+            small, large = 8 * MIB + 20_000, class_of(8 * MIB + 1)
+            one.store.remove(await one.create(small))
+            one.store.remove(await one.create(4 * MIB))
+            assert one.store.free_bytes > 12 * MIB
+            # The system is short of memory, though the worker's limit is far.
+            room[0] = 0
+            path = await one.create(small - 10_000)
+            assert path.startswith(f"{one.store.paths[0]}/"), "no more room is needed"
+            one.store.remove(path)
+            assert not await one.create(large), "neither can it grow, nor is there room for another, here or on disk"
+            await one.settle()
+            assert one.figures() == (0, 0, 0)
+            assert not list(one.store.paths[0].glob("[fs]*"))
+            room[0] = 1 << 40
+            assert (await one.create(large)).startswith(f"{one.store.paths[0]}/")
+
+    run(test)
+
+
+def test_a_slot_that_cannot_map_a_segment_writes_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = dumps(np.arange(1000))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    path = tmp_path / "segment"
+    with ours, theirs, path.open("w+b") as segment:
+        segment.truncate(class_of(encoded.nbytes))
+        writer = SegmentWriter(theirs.fileno())
+        assert send_descriptor(ours, segment.fileno())
+        answer = writer.take_in(SegmentAnswer(str(path), "", 7, 1))
+        with monkeypatch.context() as patched:
+            patched.setattr("cluster.daemon.slot_segments.map_to_write", no_address_space)
+            writer.write(answer, encoded)
+        assert path.read_bytes()[: encoded.nbytes] == encoded.to_bytes()
+        # The agent takes it for mapped from now on, and says so.
+        other = dumps(np.arange(1, 1001))
+        writer.write(SegmentAnswer(str(path), "", 7, 0), other)
+        assert path.read_bytes()[: other.nbytes] == other.to_bytes()
+        # Now it goes through a map, and the file need not have its name any more.
+        assert send_descriptor(ours, segment.fileno())
+        answer = writer.take_in(SegmentAnswer("/nowhere", "", 8, 1))
+        writer.write(answer, encoded)
+        writer.write(answer._replace(descriptor=0), encoded)
+        assert path.read_bytes()[: encoded.nbytes] == encoded.to_bytes()
+        writer.forget(8)
+        assert str(path) not in Path("/proc/self/maps").read_text()
+        theirs.close()
+        assert not send_descriptor(ours, segment.fileno()), "the slot has ended"
+
+
+def no_address_space(*_: Any) -> Any:
+    raise OSError(errno.ENOMEM, "no address space")
 
 
 def test_without_the_fast_paths_nothing_is_kept() -> None:
