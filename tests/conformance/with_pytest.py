@@ -11,8 +11,8 @@ import pytest
 
 from tests.conformance.outcome import Outcome
 
-TEST_SECONDS = 120
-"""A test that takes longer than this fails."""
+TEST_SECONDS = 900
+"""A test that takes longer than this fails: some merge a hundred times, on a machine that may do other things."""
 
 
 class _Counts:
