@@ -281,7 +281,8 @@ class ExplainWatch:
     def _fetching(self, spec: Spec, agent: AgentProcess, found: dict[str, Any]) -> str:
         inputs = {self._rows[index] for index in spec.inputs if index in self._rows}
         for row, attempt, _, _ in found["inputs"]:
-            if value_key(attempt, row) in agent.machine.supply.values:
+            supply, key = agent.machine.supply, value_key(attempt, row)
+            if key in supply.values and supply.returning.find(key) is None:  # else it is being read from the disk
                 return f"it is said to lack row {row}, which {agent.name} has"
             if row not in inputs:
                 return f"it is said to lack row {row}, which is none of its inputs"
