@@ -200,7 +200,10 @@ class World:
             client.release(sorted(client.held))
             client.flush()
         self._settle()
-        left = self.scheduler.ledger.table.rows_used
+        table = self.scheduler.ledger.table
+        # What is kept to run to its end, and no worker can run, ends when that has been so for long enough.
+        self._run_until(self.clock.now + self.plan.unmet_request_seconds, lambda: not table.rows_used)
+        left = table.rows_used
         assert not left, f"everything was released, and {left} rows are still in use"
         for client in alive:
             client.session.leave()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from cluster.errors import HandshakeFailed
-from cluster.transport.encryption import channel_of, client_context, describe_tls_error
+from cluster.transport.channels import channel_of, client_context, describe_tls_error
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES
 
 __all__ = ["EncryptedSocket"]

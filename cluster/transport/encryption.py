@@ -1,4 +1,4 @@
-"""TLS between a socket's transport and a `Connection`, and what both kinds of connections need for it.
+"""TLS between a socket's transport and a `Connection`.
 
 Nothing here proves who the peer is: the handshake inside does (`wire/handshake.py`), together with which certificate
 was seen. OpenSSL works in memory, in both kinds of connections, so few and large pieces go to the system.
@@ -10,57 +10,24 @@ import asyncio
 import ssl
 import weakref
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from cluster.certificate import Certificate, fingerprint
+from cluster.certificate import Certificate
 from cluster.errors import HandshakeFailed
 from cluster.transport.addresses import is_loopback
+from cluster.transport.channels import channel_of, client_context, describe_tls_error
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, TLS_HELLO, TLS_REFUSAL
 
 if TYPE_CHECKING:
     from cluster.transport.connection import Connection
 
-__all__ = ["EncryptedTransport", "channel_of", "client_context", "describe_tls_error"]
+__all__ = ["EncryptedTransport"]
 
 # What a peer may send before it has proved itself: TLS's own handshake, then ours, each in records with their overhead.
 _UNPROVED_LIMIT_BYTES: Final = 3 * HANDSHAKE_LIMIT_BYTES
 _RECEIVE_BYTES: Final = 256 * 1024
 
 _receive_buffers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
-
-
-@cache
-def client_context() -> ssl.SSLContext:
-    """Return what connects by TLS 1.3 to any certificate: which one it was is compared in the handshake inside."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def channel_of(encryption: ssl.SSLObject) -> str:
-    """Return the name of the connection that the connecting side has made: the fingerprint of what it was shown."""
-    shown = encryption.getpeercert(binary_form=True)
-    assert shown is not None  # TLS 1.3 with a certificate is the only way that is open
-    return fingerprint(shown)
-
-
-def describe_tls_error(error: ssl.SSLError) -> HandshakeFailed:
-    """Return why a connection could not be encrypted, or not any longer."""
-    reason = (error.reason or str(error)).replace("_", " ").lower()
-    if "alert handshake failure" in reason:
-        said = (
-            "it refuses encrypted connections; on its own machine write tcp://, for one without encryption insecure://"
-        )
-    elif "wrong version number" in reason or "record layer" in reason or "unknown protocol" in reason:
-        said = "what it sends is not TLS; check the address and the port"
-    elif "bad record mac" in reason or "decryption failed" in reason:
-        said = "what it sent was changed on the way"
-    else:
-        said = reason
-    return HandshakeFailed(f"no encrypted connection with the peer: {said}")
 
 
 def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
