@@ -188,10 +188,12 @@ class OwnSegments:
     def _take(self, nbytes: int) -> _Segment:
         for segment in self._kept:
             fits = nbytes <= segment.reserved_bytes <= nbytes + nbytes // 8 + PIECE_BYTES
-            if fits and segment.is_forgotten and self._is_ours_alone(segment) and self._directory is not None:
-                # An agent that was told the old name, and comes to it only now, must not find another value there.
+            if fits and segment.is_forgotten and self._directory is not None:
+                # First the name: an agent that was told the old one, and comes to it only now, must not find another
+                # value there. Whoever came before is seen by what is asked then.
                 segment.path = self._directory.rename(segment.path, is_free=False)
-                return segment
+                if self._is_ours_alone(segment):
+                    return segment
         try:
             return self._create(nbytes)
         except StoreFull:
