@@ -20,7 +20,7 @@ from typing import Any
 from cluster.scheduler.actor_desk import ActorDesk
 from cluster.scheduler.admission import Admission
 from cluster.scheduler.ledger import Ledger
-from cluster.scheduler.ready import Bucket, Lane
+from cluster.scheduler.ready import ANYWHERE, Bucket, Lane
 from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.spreading import Spreading
 from cluster.scheduler.spreads import SPREAD_FROM_BYTES
@@ -68,6 +68,7 @@ class Placement:
         self._left_alone = (
             False  # a row that might move was left to the worker that holds its inputs, for the time being
         )
+        self._all_in_vain = False
         self._in_vain: dict[tuple[int, ...], int] = {}  # lanes -> workers that in this step found nothing in them
 
     # ------------------------------------------------------------------ workers' room
@@ -75,6 +76,7 @@ class Placement:
     def refresh(self, worker: WorkerRecord) -> None:
         """The worker's outstanding work changed: list it where its room says."""
         index = worker.index
+        self.ledger.preferred[index] = None  # it may have work of its own, and is looked at before others
         if worker.is_full:
             worker.is_full = False
             self.full.pop(index, None)
@@ -112,6 +114,7 @@ class Placement:
         self._now = now
         self._grants_left = GRANTS_PER_STEP
         self._in_vain.clear()
+        self._all_in_vain = False
         if self.full:
             self._look_at_full()
         if ledger.ready_rows:
@@ -139,10 +142,10 @@ class Placement:
                 self.refresh(worker)
 
     def _serve_preferred(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
-        for index in self.ledger.preferred:
-            worker = workers.get(index)
-            if worker is not None and self.ledger.ready_rows and self._grants_left > 0:
-                self._grant_next(worker, now, search)
+        for index in list(self.ledger.preferred):
+            while index in workers and self.ledger.ready_rows and self._grants_left > 0:
+                if not self._grant_next(workers[index], now, search):
+                    break
 
     def _serve(self, workers: dict[int, WorkerRecord], now: float, search: int) -> None:
         served_nothing = []
@@ -152,6 +155,9 @@ class Placement:
             self.admission.refused = False
             if self._grant_next(worker, now, search):
                 continue
+            if self._all_in_vain:  # no task asks for any worker in particular, so the others would find nothing either
+                served_nothing.append(worker)
+                break
             if self.admission.refused:
                 worker.is_full = True
                 self.idle.pop(index, None)
@@ -180,6 +186,12 @@ class Placement:
         lanes = self._lanes_by_turn(worker, now)
         alike = None if any(_differs_by_worker(lane) for lane in lanes) else tuple(map(id, lanes))
         if alike is not None and self._in_vain.get(alike, 0) >= IN_VAIN_LIMIT:
+            unrestricted = all(
+                lane.restriction == ANYWHERE or not lane.size
+                for client in self.ledger.clients.values()
+                for lane in client.lanes.values()
+            )
+            self._all_in_vain = unrestricted and not self.ledger.parents
             return False
         self._left_alone = False
         # Work that others hold the inputs of is taken from them at once where that gains much, and else when there is
