@@ -40,7 +40,7 @@ def _hello_then(rest: bytes) -> bytes:
 STRANGERS = {
     "garbage": os.urandom(4).replace(b"C", b"x") + b"\xff" * 5000,
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "tls": bytes.fromhex("16030100c8010000c40303") + bytes(190),
+    "tls": bytes.fromhex("16030100c8010000c40303") + bytes(194),
     "huge length": struct.pack("<Q", 2**62) + bytes(100),
     "huge proof": _hello_then(struct.pack("<H", 65535) + bytes(5000)),
     "another protocol": b"CLUSTER\0" + struct.pack("<H", 99) + bytes(32),
