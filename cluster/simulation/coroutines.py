@@ -104,10 +104,6 @@ class CoroutineProcess(SlotProcess):
         if sequence in self._coroutines and not self.dead:
             self._coroutines[sequence].cancel(sequence)
 
-    def report(self, report: Any) -> None:
-        """A task says something."""
-        self.report(report)
-
     def ask_for_segment(self, coroutine: _Coroutine) -> None:
         """A task has a large value."""
         self._asking.append(coroutine)

@@ -106,9 +106,8 @@ def test_an_input_that_cannot_be_fetched_is_computed_again(dialogue: Dialogue) -
     missing = {"row": 0, "attempt": source.attempt, "address": one.address}
     two.say(messages.RunFailed(7, grant.runs[0], grant.attempt, "missing", b"", missing, 0.0))
     client.reset(0)
-    again = one.grant()
     assert one.freed() == [(source.attempt, 0)]
-    one.done(again)
+    two.done(two.grant())
     assert run_everything(one, two) == [2]
     assert sorted(finished(client)) == [0, 2]
 

@@ -31,7 +31,7 @@ def test_a_run_goes_from_the_queue_through_a_slot_and_is_gone() -> None:
     model.tell(grant(1, 3))
     model.slots[0].claim()
     model.now += 2.0
-    assert ask(1, 0) == {"where": "slot", "slot": 0, "ahead": 0, "seconds": 2.0, "stopping": ""}
+    assert ask(1, 0) == {"where": "slot", "slot": 0, "ahead": 0, "seconds": 2.0, "stopping": "", "is_thread": False}
     assert ask(1, 2) == {"where": "queued", "ahead": 1, "ready": 1, "slots": 1, "busy": [2.0]}
     assert ask(1, 3) == ask(2, 0) == {"where": "gone"}
     model.finish(0)
