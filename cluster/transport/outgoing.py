@@ -137,13 +137,15 @@ class Outgoing:
         """Take note of what the transport says of its own buffer."""
         self._transport_is_full = full
         if not full:
-            self.flush()
+            # Not at once: the transport is in the middle of a write, and asyncio's would end itself twice if this one
+            # found that the peer has gone.
+            self._schedule_flush()
 
     def flush(self) -> None:
         """Give the transport what it takes, in order, until it is full, nothing is left or the step is long enough."""
         budget_bytes = _FLUSH_BYTES
         queue = self._queue
-        while queue and not self._transport_is_full and not self._ended:
+        while queue and not self._transport_is_full and not self._ended and not self._transport.is_closing():
             if budget_bytes <= 0:
                 self._loop.call_soon(self.flush)
                 break

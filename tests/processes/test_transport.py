@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
@@ -339,3 +340,38 @@ def test_a_peer_that_leaves_too_much_unread_for_too_long_is_given_up(monkeypatch
         stalled.close()
 
     run_pair(scenario)
+
+
+def test_a_peer_that_goes_while_more_is_written_is_lost_once() -> None:
+    async def scenario() -> list[str]:
+        loop = asyncio.get_running_loop()
+        faults: list[str] = []
+        loop.set_exception_handler(lambda _, context: faults.append(context["message"]))
+        here, there = socket.socketpair()
+        there.setblocking(False)
+        lost = loop.create_future()
+
+        class Sender(asyncio.Protocol):
+            def pause_writing(self) -> None:
+                sending.transport_is_full(True)
+
+            def resume_writing(self) -> None:
+                there.close()  # just after the last of what was unsent has gone
+                sending.transport_is_full(False)
+
+            def connection_lost(self, error: Exception | None) -> None:
+                sending.end()
+                lost.set_result(error)
+
+        transport, _ = await loop.create_connection(Sender, sock=here)
+        sending = outgoing.Outgoing(transport, fail=faults.append, relieved=lambda: None, emptied=lambda: None)
+        sending.put_raw([memoryview(bytes(1 << 20))] * 4, None)
+        while there.fileno() >= 0:
+            with contextlib.suppress(BlockingIOError):
+                there.recv(1 << 20)
+            await asyncio.sleep(0)
+        await asyncio.wait_for(lost, 10)
+        await asyncio.sleep(0)
+        return faults
+
+    assert asyncio.run(scenario()) == []
