@@ -7,6 +7,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -239,25 +240,22 @@ class PeerLinks:
 
     def fetch(self, effect: FetchFrom) -> None:
         """Ask for values; each is answered by an event."""
-        small: list[int] = []
-        for position in range(0, len(effect.values), 3):
-            row, attempt, nbytes = effect.values[position : position + 3]
-            if nbytes > IN_MESSAGE_BYTES:
-                self._transfers.fetch(effect.address, row, attempt, nbytes)
-            else:
-                small += (row, attempt)
-        if small:
-            self._ask(effect.address, small)
+        address, values, in_pieces = effect
+        if in_pieces:
+            for row, attempt, nbytes in zip(values[::3], values[1::3], values[2::3], strict=True):
+                self._transfers.fetch(address, row, attempt, nbytes)
+        else:
+            self._ask(address, list(zip(values[::3], values[1::3], strict=True)))
 
-    def _ask(self, address: str, names: list[int]) -> None:
+    def _ask(self, address: str, names: list[tuple[int, int]]) -> None:
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = _Link(address)
             task = asyncio.get_running_loop().create_task(self._connect(link))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        link.asked += zip(names[::2], names[1::2], strict=True)
-        link.unsent += names
+        link.asked += names
+        link.unsent += chain.from_iterable(names)
         self._send(link)
 
     def give_up(self, effect: GiveUpFetch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cluster.simulation.coroutines import CoroutineProcess
@@ -347,17 +348,14 @@ class AgentProcess:
     # ------------------------------------------------------------------ those who are asked
 
     def _fetch(self, effect: events.FetchFrom) -> None:
-        small: list[int] = []
-        for position in range(0, len(effect.values), 3):
-            row, attempt, nbytes = effect.values[position : position + 3]
-            if nbytes > IN_MESSAGE_BYTES:
-                self._transfers.fetch(effect.address, row, attempt, nbytes)
-            else:
-                small += (row, attempt)
-        if small:
-            self._ask(effect.address, small)
+        address, values, in_pieces = effect
+        if in_pieces:
+            for row, attempt, nbytes in zip(values[::3], values[1::3], values[2::3], strict=True):
+                self._transfers.fetch(address, row, attempt, nbytes)
+        else:
+            self._ask(address, list(zip(values[::3], values[1::3], strict=True)))
 
-    def _ask(self, address: str, names: list[int]) -> None:
+    def _ask(self, address: str, names: list[tuple[int, int]]) -> None:
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = PeerLink(address)
@@ -367,10 +365,10 @@ class AgentProcess:
                 link.connection = self.world.connect_to_agent(
                     address, lambda item: self._answered(link, item), lambda: self._link_lost(link)
                 )
-        link.asked += zip(names[::2], names[1::2], strict=True)
+        link.asked += names
         link.requests += 1
         if link.connection is not None:
-            self.world.send(link.connection.to_far, messages.GetValues(link.requests, names))
+            self.world.send(link.connection.to_far, messages.GetValues(link.requests, list(chain.from_iterable(names))))
 
     def _answered(self, link: PeerLink, item: Any) -> None:
         message, _ = item

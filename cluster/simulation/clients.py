@@ -17,6 +17,7 @@ from cluster.simulation.network import Connection
 from cluster.simulation.workloads import Reference, Spec, encode_value
 from cluster.wire import messages
 from cluster.wire.task_output import CUT
+from cluster.worker.pieces import IN_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from cluster.simulation.world import World
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["ClientProcess"]
 
 LATE_FLUSH_SECONDS = 0.002
-IN_MESSAGE_BYTES = 1 << 20
 MOST_THAT_IS_NO_SUBMIT = 0.6
 
 

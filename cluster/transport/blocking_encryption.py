@@ -12,11 +12,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Final, cast
+from collections.abc import Sequence
+from typing import Final
 
 from cluster.errors import HandshakeFailed
-from cluster.transport.channels import channel_of, client_context, describe_tls_error
+from cluster.transport.channels import channel_of, client_context, describe_tls_error, read_into
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES
 
 __all__ = ["EncryptedSocket"]
@@ -137,20 +137,10 @@ class EncryptedSocket:
             self._kept_bytes = kept - end
 
     def _decrypt(self, target: memoryview) -> int:
-        read: Callable[[int, bytearray], int] = self._tls.read  # type: ignore[assignment]
-        size, filled = len(target), 0
-        try:
-            while filled < size:
-                # The stubs of the standard library know bytearrays only; any writable buffer is filled.
-                count = read(size - filled, cast(bytearray, target[filled:]))
-                if not count:
-                    break
-                filled += count
-        except ssl.SSLWantReadError:
-            return filled
-        except ssl.SSLZeroReturnError as error:
+        filled, error = read_into(self._tls, target)
+        if isinstance(error, ssl.SSLZeroReturnError):
             raise ConnectionResetError(errno.ECONNRESET, "it ended the encryption") from error
-        except ssl.SSLError as error:
+        if error is not None:
             raise ConnectionAbortedError(errno.EPROTO, str(describe_tls_error(error))) from error
         return filled
 

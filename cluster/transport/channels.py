@@ -6,12 +6,14 @@ Kept apart from `encryption.py`, so that a command that only asks something need
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 from cluster.certificate import fingerprint
 from cluster.errors import HandshakeFailed
 
-__all__ = ["channel_of", "client_context", "describe_tls_error"]
+__all__ = ["channel_of", "client_context", "describe_tls_error", "read_into"]
 
 
 @cache
@@ -45,3 +47,22 @@ def describe_tls_error(error: ssl.SSLError) -> HandshakeFailed:
     else:
         said = reason
     return HandshakeFailed(f"no encrypted connection with the peer: {said}")
+
+
+def read_into(encryption: ssl.SSLObject, target: memoryview) -> tuple[int, ssl.SSLError | None]:
+    """Decrypt what has come into `target`: how many bytes that were, and what ended it if that was neither a full
+    target nor that no more had come."""
+    read: Callable[[int, bytearray], int] = encryption.read  # type: ignore[assignment]
+    size, filled = len(target), 0
+    try:
+        while filled < size:
+            # The stubs of the standard library know bytearrays only; any writable buffer is filled.
+            count = read(size - filled, cast(bytearray, target[filled:]))
+            if not count:
+                break
+            filled += count
+    except ssl.SSLWantReadError:
+        return filled, None
+    except ssl.SSLError as error:
+        return filled, error
+    return filled, None

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.certificate import Certificate
 from cluster.errors import HandshakeFailed
 from cluster.transport.addresses import is_loopback
-from cluster.transport.channels import channel_of, client_context, describe_tls_error
+from cluster.transport.channels import channel_of, client_context, describe_tls_error, read_into
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, TLS_HELLO, TLS_REFUSAL
 
 if TYPE_CHECKING:
@@ -173,21 +172,11 @@ class EncryptedTransport(asyncio.Transport, asyncio.BufferedProtocol):
             self._decrypting = False
 
     def _read_into(self, target: memoryview) -> int:
-        read: Callable[[int, bytearray], int] = self._tls.read  # type: ignore[assignment]
-        size, filled = len(target), 0
-        try:
-            while filled < size:
-                # The stubs of the standard library know bytearrays only; any writable buffer is filled.
-                count = read(size - filled, cast(bytearray, target[filled:]))
-                if not count:
-                    break
-                filled += count
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
+        filled, error = read_into(self._tls, target)
+        # What came before its end was whole, and is handed on first.
+        if isinstance(error, ssl.SSLZeroReturnError):
             self._loop.call_soon(self.close)
-        except ssl.SSLError as error:
-            # What came before it was whole, and is handed on first.
+        elif error is not None:
             self._loop.call_soon(self._failed, error)
         if self._outgoing.pending:
             self._flush()

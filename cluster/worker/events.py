@@ -490,6 +490,8 @@ class FetchFrom(NamedTuple):
 
     address: str
     values: list[int]
+    in_pieces: bool = False
+    """Whether they are too large to travel inside their messages."""
 
 
 class GiveUpFetch(NamedTuple):

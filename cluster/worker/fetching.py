@@ -119,11 +119,11 @@ class Fetching:
             return None
         return self._wants.pop(key)
 
-    def requests(self) -> list[tuple[str, list[int]]]:
-        """What to ask whom now: (address, flat `[row, attempt, nbytes, …]`)."""
-        found: list[tuple[str, list[int]]] = []
+    def requests(self) -> list[tuple[str, list[int], bool]]:
+        """What to ask whom now: (address, flat `[row, attempt, nbytes, …]`, whether these travel in pieces)."""
+        found: list[tuple[str, list[int], bool]] = []
         for name in self._changed:
-            address, lane = name[0], self._lanes[name]
+            (address, in_pieces), lane = name, self._lanes[name]
             values: list[int] = []
             while lane.queue and len(lane.in_flight) < _VALUES_IN_FLIGHT:
                 want = lane.queue[0]
@@ -134,11 +134,11 @@ class Fetching:
                 if self._wants.get(key) is not want or want.address != address or key in lane.in_flight:
                     continue  # it came otherwise, or nobody needs it by now
                 lane.in_flight[key] = want
-                want.begun = want.nbytes > IN_MESSAGE_BYTES
+                want.begun = in_pieces
                 lane.bytes_in_flight += want.nbytes
                 values += (want.row, want.attempt, want.nbytes)
             if values:
-                found.append((address, values))
+                found.append((address, values, in_pieces))
             elif not lane.in_flight and not lane.queue:
                 del self._lanes[name]
         self._changed.clear()

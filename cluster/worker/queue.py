@@ -179,14 +179,7 @@ class ReadyQueue:
 
     def take(self, limit: int) -> Stretch:
         """The next tasks, at most `limit`, of one assignment."""
-        assignment, first, count = self._stretches[0]
-        if count <= limit:
-            self._stretches.popleft()
-            self.count -= count
-            return assignment, first, count
-        self._stretches[0] = (assignment, first + limit, count - limit)
-        self.count -= limit
-        return assignment, first, limit
+        return self._take_at(0, limit)
 
     def children_of(self, parent: tuple[int, int]) -> Assignment | None:
         """The assignment of the first tasks that this run submitted, if there are any."""
@@ -194,16 +187,21 @@ class ReadyQueue:
 
     def take_children(self, parent: tuple[int, int], limit: int) -> Stretch:
         """The first of these tasks, at most `limit`, of one assignment."""
-        for position, (assignment, first, count) in enumerate(self._stretches):
+        for position, (assignment, _, _) in enumerate(self._stretches):
             if assignment.parent == parent:
-                taken = min(count, limit)
-                if taken == count:
-                    del self._stretches[position]
-                else:
-                    self._stretches[position] = (assignment, first + taken, count - taken)
-                self.count -= taken
-                return assignment, first, taken
+                return self._take_at(position, limit)
         raise LookupError(f"no child of {parent} is queued")
+
+    def _take_at(self, position: int, limit: int) -> Stretch:
+        """The first tasks of the stretch there, at most `limit`."""
+        assignment, first, count = self._stretches[position]
+        taken = min(count, limit)
+        if taken == count:
+            del self._stretches[position]
+        else:
+            self._stretches[position] = (assignment, first + taken, count - taken)
+        self.count -= taken
+        return assignment, first, taken
 
     def holds_died(self) -> bool:
         """Whether a task is here that has died in or with a process."""
@@ -218,15 +216,7 @@ class ReadyQueue:
 
     def take_sound(self, parent: tuple[int, int] | None, limit: int) -> Stretch:
         """That task and what follows it, at most `limit`, of one assignment."""
-        position = self._first_sound(parent)
-        assignment, first, count = self._stretches[position]
-        taken = min(count, limit)
-        if taken == count:
-            del self._stretches[position]
-        else:
-            self._stretches[position] = (assignment, first + taken, count - taken)
-        self.count -= taken
-        return assignment, first, taken
+        return self._take_at(self._first_sound(parent), limit)
 
     def _first_sound(self, parent: tuple[int, int] | None) -> int:
         for position, (assignment, first, _) in enumerate(self._stretches):

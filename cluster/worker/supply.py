@@ -396,8 +396,7 @@ class Supply:
         if self._held and self._ledger.epoch:  # a client may be faster than the scheduler's welcome
             self._ledger.send(messages.Held(self._ledger.epoch, self._held))
             self._held = []
-        for address, values in self._fetching.requests():
-            self._ledger.effects.append(FetchFrom(address, values))
+        self._ledger.effects += [FetchFrom(*request) for request in self._fetching.requests()]
 
     # ------------------------------------------------------------------ inside
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,19 @@ def run_blocking(work: Callable[[BlockingConnection], None], answer: Callable[[C
         return there
 
     return asyncio.run(main())
+
+
+@contextlib.contextmanager
+def mail_server() -> Iterator[int]:
+    """A server of another kind, which speaks first, to one who connects; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            stranger, _ = server.accept()
+            stranger.sendall(b"220 mail.example.org ESMTP\r\n")
+            stranger.close()
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()

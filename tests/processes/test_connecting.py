@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 
 import pytest
@@ -18,6 +17,7 @@ from tests.processes.peers import (
     SECRET,
     Peer,
     connected_to,
+    mail_server,
     run_pair,
 )
 
@@ -58,18 +58,8 @@ def test_nobody_there_is_an_error_at_once() -> None:
 
 
 def test_a_server_of_another_kind_is_told_apart() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def greet() -> None:
-            stranger, _ = server.accept()
-            stranger.sendall(b"220 mail.example.org ESMTP\r\n")
-            stranger.close()
-
-        thread = threading.Thread(target=greet)
-        thread.start()
-        with pytest.raises(HandshakeFailed, match="does not speak the cluster protocol"):
-            BlockingConnection.connect(f"127.0.0.1:{server.getsockname()[1]}", SECRET)
-        thread.join()
+    with mail_server() as port, pytest.raises(HandshakeFailed, match="does not speak the cluster protocol"):
+        BlockingConnection.connect(f"127.0.0.1:{port}", SECRET)
 
 
 def test_a_silent_server_is_given_up_in_time() -> None:

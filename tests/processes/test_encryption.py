@@ -28,6 +28,7 @@ from tests.processes.peers import (
     connected_to,
     echo,
     encrypting,
+    mail_server,
     raw_stranger,
     read_to_end,
     run_pair,
@@ -255,18 +256,8 @@ def test_whoever_encrypts_is_told_that_nobody_does_there(face: str, refusals: Ca
 
 
 def test_a_server_of_another_kind_is_told_apart() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def greet() -> None:
-            stranger, _ = server.accept()
-            stranger.sendall(b"220 mail.example.org ESMTP\r\n")
-            stranger.close()
-
-        thread = threading.Thread(target=greet)
-        thread.start()
-        with pytest.raises(HandshakeFailed, match="what it sends is not TLS"):
-            BlockingConnection.connect(f"tls://127.0.0.1:{server.getsockname()[1]}", SECRET)
-        thread.join()
+    with mail_server() as port, pytest.raises(HandshakeFailed, match="what it sends is not TLS"):
+        BlockingConnection.connect(f"tls://127.0.0.1:{port}", SECRET)
 
 
 # --------------------------------------------------------------------------- the certificate
