@@ -149,6 +149,11 @@ class Admission:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.refused = False
+        self._no_help: set[int] = set()  # rows of which that was found in this step, whatever the worker
+
+    def begin_step(self) -> None:
+        """What was found of single rows may have changed."""
+        self._no_help.clear()
 
     def limit(self, run: Run, worker: WorkerRecord, now: float) -> int:
         """How many tasks of a run may be granted to a worker at one time, as far as its memory goes."""
@@ -178,7 +183,16 @@ class Admission:
             room = room_bytes(worker, run.client.identity)
             if room > 0 and (made or 0) <= room:
                 return None
-        elif memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes:
+
+            def helps(row: int) -> bool:
+                if row not in self._no_help and _helps(self._ledger, row, run):
+                    return True
+                self._no_help.add(row)
+                self.refused = True
+                return False
+
+            return helps  # for there is no room, and `limit` saw that nothing moves here
+        if memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes:
             return None
 
         def admits(row: int) -> bool:

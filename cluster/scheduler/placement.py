@@ -115,6 +115,7 @@ class Placement:
         self._grants_left = GRANTS_PER_STEP
         self._in_vain.clear()
         self._all_in_vain = False
+        self.admission.begin_step()
         if self.full:
             self._look_at_full()
         if ledger.ready_rows:

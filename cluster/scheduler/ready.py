@@ -105,7 +105,9 @@ class Bucket:
         `admits(row)`, if given, says whether the worker's memory has room for a row; then one is taken at a time.
         """
         if admits is not None:
-            return self._take_admitted(worker, state, may_move, admits)
+            # A row without inputs is looked at once for all workers; so more are, when there is time for it.
+            among = ADMITTED_AMONG * search if search and self.run.dependency_starts is None else ADMITTED_AMONG
+            return self._take_admitted(worker, state, may_move, admits, among)
         taken: list[Span] = []
         while limit > 0 and self.size > 0:
             spans = self.spans.get(worker)
@@ -135,14 +137,19 @@ class Bucket:
         return taken
 
     def _take_admitted(
-        self, worker: int, state: bytearray, may_move: Callable[[int, int, int], bool], admits: Callable[[int], bool]
+        self,
+        worker: int,
+        state: bytearray,
+        may_move: Callable[[int, int, int], bool],
+        admits: Callable[[int], bool],
+        among: int,
     ) -> list[Span]:
         """One ready row that is admitted, if there is one among those that are worth a look: the worker's own first."""
         for owner in [worker, *(owner for owner in self.spans if owner != worker)][: 1 + VICTIMS_LOOKED_AT]:
             looked_at = 0
             for span in self.spans.get(owner, ()):
                 for row in range(*span):
-                    if looked_at == ADMITTED_AMONG:
+                    if looked_at == among:
                         break
                     if state[row] != READY:
                         continue

@@ -58,6 +58,7 @@ class _Coroutine(SlotProcess):
     def _succeed(self) -> None:
         assert self.running is not None
         if self.running.nbytes > SMALL_VALUE_BYTES:
+            self.running.wants_room = True
             self._process.ask_for_segment(self)
         else:
             super()._succeed()

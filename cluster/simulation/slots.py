@@ -164,6 +164,8 @@ class SlotProcess:
     def answer_segment(self, sequence: int, path: str, reason: str) -> None:
         """The agent made a segment for the value, or could not."""
         if sequence == self._sequence and not self.dead:
+            if self.running is not None:
+                self.running.wants_room = False
             self._plan(0.00001, self._write, path, reason)
 
     def die(self, exit_code: int, signal: int) -> None:
@@ -312,6 +314,7 @@ class SlotProcess:
         digest, references = self._value
         nbytes = self.running.nbytes
         if nbytes > SMALL_VALUE_BYTES:
+            self.running.wants_room = True
             self.report(events.SegmentAsked(self.index, self._sequence, nbytes))
             return
         self._hand_over(references)

@@ -58,6 +58,7 @@ class Spec:
     returns_children: bool = False  # it does not wait for them: its value contains their futures
     cancelled: bool = False  # somebody asked for that
     uncertain: bool = False  # it may end as lost: its client went, or its recipe was bounded
+    wants_room: bool = False  # it waits for room for its value, or was stopped while it did
     runs: int = 0
     deaths: int = 0  # slots that died while running it
     worker_deaths: int = 0  # workers that ended while it was granted to them
@@ -89,7 +90,7 @@ class Spec:
         # The first death of a worker is no charge.
         if (self.deaths and deaths >= 3) or deaths >= 10 or self.worker_deaths > AGENT_DEATHS_ALLOWED:
             kinds.add("died")
-        if 0 < self.timeout_seconds < self.seconds or (self.timeout_seconds and self.children):
+        if 0 < self.timeout_seconds < self.seconds or (self.timeout_seconds and (self.children or self.wants_room)):
             kinds.add("timeout")
         if self.cancelled:
             # Where another client's want outweighs a cancel, the task is forgotten with that want.

@@ -163,6 +163,27 @@ def test_when_nothing_runs_the_first_is_admitted_whatever_it_needs(dialogue: Dia
     client.inbox.clear()
 
 
+def test_the_producer_that_a_consumer_waits_for_is_found_far_down_a_stretch(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one")
+    learn(dialogue, client, one, "make", 200 * MIB)
+    small = client.submit(function="small")
+    one.done(one.grant(), nbytes=8)
+    assert client.finished() == [small]
+    two = dialogue.worker("two")
+    for worker in (one, two):
+        kept = client.submit(function="hold", workers=[worker.name])
+        client.submit(function="never", inputs=[[kept]], workers=["nowhere"])
+        client.release(kept)
+        worker.done(worker.grant(), nbytes=BUDGET, seconds=1.0)
+    client.submit(function="long", workers=["one"])
+    assert len(granted(one)) == 1
+    first = client.submit(200, function="make")
+    client.submit(function="join", inputs=[[small, first + 150]])
+    dialogue.wait(0.1)
+    assert rows(granted(two)) == [dialogue.ledger.clients[client.client_id].row(first + 150)]
+    assert not granted(one)
+
+
 def test_until_a_size_is_known_there_are_no_more_than_slots(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=2)
     client.submit(10, function="make")
