@@ -42,6 +42,7 @@ from cluster.scheduler.table import (
     INTERMEDIATE,
     KEPT,
     NO_RECIPE,
+    NOT_LISTED,
     OWNER_WANTS,
     READY,
     RELEASED,
@@ -436,6 +437,8 @@ class Lifecycle:
                 if state == RELEASED:
                     self.lineage.leave(row, run)
                 self._forget(row, run)
+            elif state == RELEASED and table.recipe_after[row] == NOT_LISTED:
+                self.lineage.enter(row, run)  # it was given up while its client wanted it, and has got new heirs since
 
     def _give_up(self, row: int, run: Run) -> None:
         """An unfinished row that nobody needs is not run."""

@@ -27,7 +27,11 @@ def kind_of(failure: Failure, workers_ended: bool) -> str:
     A value that was sent and released may be needed once more when a worker was lost; else it is not.
     """
     message = str(failure.details.get("message", ""))
-    let_go = "released before" in message or ("no longer holds this value" in message and not workers_ended)
+    let_go = (
+        "released before" in message
+        or "forgotten before" in message
+        or ("no longer holds this value" in message and not workers_ended)
+    )
     return "let go of" if failure.kind == "lost" and let_go else failure.kind
 
 

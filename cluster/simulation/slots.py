@@ -127,6 +127,8 @@ class SlotProcess:
 
     def note_wait(self, sequence: int) -> None:
         """What comes from now on is to be run inside that task."""
+        if self.dead:
+            return
         frame = self.stack[-1]
         assert frame.sequence == sequence and not self._pipe, "a wait was noted at the wrong time"
         frame.noted = True

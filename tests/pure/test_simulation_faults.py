@@ -412,8 +412,8 @@ def agent_leaves_one_out_of_a_recall(patch: pytest.MonkeyPatch) -> None:
 
 
 def agent_loses_a_record_that_came_back(patch: pytest.MonkeyPatch) -> None:
-    original = Workforce._put_back
-    patch.setattr(Workforce, "_put_back", lambda self, slot, taken: original(self, slot, taken[:-1]))
+    original = Workforce.put_back
+    patch.setattr(Workforce, "put_back", lambda self, slot, taken: original(self, slot, taken[:-1]))
 
 
 def agent_blames_who_stood_by_when_a_slot_died(patch: pytest.MonkeyPatch) -> None:
