@@ -41,25 +41,31 @@ class Neighbours:
 
     def add(self, bucket: Bucket, now: float) -> None:
         """The next run of the row."""
+        bucket.place = len(self._buckets)
         self._buckets.append(bucket)
         self.last_at = now
 
+    def leave(self, bucket: Bucket) -> None:
+        """Nothing of its run is listed any more: it is not kept for its place, nor are the run's arguments."""
+        self._buckets[bucket.place] = None
+
     def of(self, worker: int, limit: int) -> Iterator[Bucket]:
-        """Up to so many buckets that have rows, in the order in which a worker should take from them."""
-        while limit > 0:
-            stretch = self._stretches.get(worker)
-            if stretch is None or self._first(stretch) is None:
-                stretch = self._take_over(worker)
-                if stretch is None:
-                    return
-            place = stretch[0]
-            while place < stretch[1] and limit > 0:
-                bucket = self._buckets[place]
-                if bucket is not None and bucket.size > 0:
-                    limit -= 1
-                    yield bucket
-                place += 1
-            return  # the rest of its stretch is behind what it could not take
+        """Up to so many buckets that have rows, in the order in which a worker should take from them.
+
+        All are of one stretch: the rest of it is behind what could not be taken.
+        """
+        stretch = self._stretches.get(worker)
+        if stretch is None or self._first(stretch) is None:
+            stretch = self._take_over(worker)
+            if stretch is None:
+                return
+        place = stretch[0]
+        while place < stretch[1] and limit > 0:
+            bucket = self._buckets[place]
+            if bucket is not None and bucket.size > 0:
+                limit -= 1
+                yield bucket
+            place += 1
 
     def _first(self, stretch: list[int]) -> int | None:
         """The first place of a stretch with rows; those before it are left behind."""

@@ -50,7 +50,7 @@ ANYWHERE = Restriction()
 class Bucket:
     """The ready rows of one run, as stretches by owner."""
 
-    __slots__ = ("_heap", "_lengths", "dirty", "listed", "neighbours", "run", "size", "spans")
+    __slots__ = ("_heap", "_lengths", "dirty", "listed", "neighbours", "place", "run", "size", "spans")
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -58,6 +58,7 @@ class Bucket:
         self.dirty = False  # some listed row may not be ready
         self.listed = False  # stands in its lane's heap
         self.neighbours: Neighbours | None = None  # what was submitted in one go with it
+        self.place = 0  # among these
         self.spans: dict[int, deque[list[int]]] = {}
         self._lengths: dict[int, int] = {}
         self._heap: list[Span] = []  # (-length at some time, owner): the length is checked when it is used
@@ -334,6 +335,8 @@ class Lane:
                 return heap[0]
             heappop(heap)
             self.close_bucket(bucket.run)
+            if bucket.neighbours is not None:
+                bucket.neighbours.leave(bucket)
         self._neighbours.clear()
         return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
 from cluster.scheduler.clients import ClientRecord
-from cluster.scheduler.ready import NOBODY, Bucket
+from cluster.scheduler.ready import ANYWHERE, NOBODY, Bucket, Lane
 from cluster.scheduler.table import GRANTED, READY, WAITING, Table
 
 
@@ -79,3 +81,15 @@ def test_a_row_that_may_move_leaves_a_stretch_that_may_not() -> None:
     assert bucket.take(9, 4, state, only_two, 0) == []
     assert rows_of(bucket.take(9, 4, state, only_two, 16)) == [2]
     assert rows_of(bucket.take(1, 10, state, nowhere, 0)) == [0, 1, 3, 4, 5]
+
+
+def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() -> None:
+    table, lane = Table(), Lane(ANYWHERE)
+    client = ClientRecord(b"c" * 16, "c", 1, table.state)
+    before = sum(isinstance(each, Bucket) for each in gc.get_objects())
+    for _ in range(20):
+        run = table.allocate(1, client, 0)
+        lane.add(run, NOBODY, run.start, run.start + 1)
+        if lane.size > 1:  # there is always one more
+            assert lane.take(1, lambda run: 1, table.state, anywhere, 0, lambda run: None) is not None
+    assert sum(isinstance(each, Bucket) for each in gc.get_objects()) <= before + 2
