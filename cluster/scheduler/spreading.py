@@ -44,6 +44,8 @@ class Spreading:
             spread.waiting[worker.index] = None
             return []
         spread.under_way[worker.index] = source
+        if source == CLIENT:  # since the last holder is lost
+            self._push(row, worker)
         return self._addresses(row, source)
 
     def expects(self, row: int, worker: WorkerRecord) -> bool:

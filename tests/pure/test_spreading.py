@@ -180,6 +180,22 @@ def test_a_task_is_granted_where_a_broadcast_is_on_its_way_and_nothing_is_sent_t
     assert sides[1].hear(messages.Fetch).values[0][3] == [sides[0].address]
 
 
+def test_a_copy_is_pushed_by_the_client_when_the_last_holder_has_just_been_lost() -> None:
+    dialogue = Dialogue()
+    client = dialogue.client()
+    sides = [dialogue.worker(f"w{index}") for index in range(2)]
+    number = client.offer([LARGE], "workers")
+    push = client.hear(messages.Push)
+    sides[0].say(messages.Held(EPOCH, [push.row, push.attempt, LARGE]))
+    scheduler = dialogue.scheduler
+    first, second = dialogue.ledger.workers.values()
+    scheduler.losses.gone(first, "it is gone")  # what it held is looked at later
+    scheduler.copies.copy(push.row, second, lambda error: None)
+    client.say(messages.Query(1, "ping", None))
+    assert client.hear(messages.Push) == messages.Push(number, push.row, push.attempt, sides[1].address)
+    client.inbox.clear()
+
+
 # --------------------------------------------------------------------------- copies that go
 
 
