@@ -269,18 +269,16 @@ def _find_on_this_host(transfer: _Transfer, connections: _Connections) -> str:
 
 
 def _segment_at(connection: BlockingConnection, incoming: IncomingValue) -> str:
-    connection.send(messages.GetValues(0, [incoming.row, incoming.attempt]))
-    (message,) = _receive_messages(connection)
-    if isinstance(message, messages.ValueMissing):
-        return ""
-    if not isinstance(message, messages.ValueSegment) or (message.row, message.attempt, message.nbytes) != (
-        incoming.row,
-        incoming.attempt,
-        incoming.nbytes,
-    ):
-        raise ProtocolError(f"the agent at {connection.peer_address} answered what was not asked, or does not share it")
-    host: AgentHost = connection.context
-    return host.segment(message.directory, message.name)
+    name = incoming.row, incoming.attempt
+    connection.send(messages.GetValues(0, list(name)))
+    message, *more = _receive_messages(connection)
+    if not more and message[1:3] == name:
+        if isinstance(message, messages.ValueMissing):
+            return ""
+        if isinstance(message, messages.ValueSegment) and message.nbytes == incoming.nbytes:
+            host: AgentHost = connection.context
+            return host.segment(message.directory, message.name)
+    raise ProtocolError(f"the agent at {connection.peer_address} answered what was not asked, or does not share it")
 
 
 def _receive(transfer: _Transfer, connections: _Connections, segment: int, *, fresh: bool) -> None:
@@ -306,7 +304,7 @@ def _receive_pieces(incoming: IncomingValue, connection: BlockingConnection, seg
         requests = incoming.requests()
         if requests:
             connection.send_bytes(b"".join(map(frames.encode, requests)))
-        while not came:
+        if not came:
             came += _receive_messages(connection)
         message = came.popleft()
         if isinstance(message, messages.ValueMissing) and (message.row, message.attempt) == (
@@ -324,9 +322,9 @@ def _receive_pieces(incoming: IncomingValue, connection: BlockingConnection, seg
 def _receive_messages(connection: BlockingConnection) -> list[Any]:
     deadline = time.monotonic() + SILENCE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
-        found = connection.receive(left)
+        found = [message for message in connection.receive(left) if not isinstance(message, messages.Heartbeat)]
         if found:
-            return [message for message in found if not isinstance(message, messages.Heartbeat)]
+            return found
     raise _silent(connection)
 
 

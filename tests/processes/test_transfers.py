@@ -16,6 +16,7 @@ from cluster.daemon import agent_transfers
 from cluster.daemon.agent_store import Store
 from cluster.daemon.agent_transfers import Transfers
 from cluster.secret import load_or_create_secret
+from cluster.storage.probes import make_probe
 from cluster.transport.tcp import Connection, Listener, listen
 from cluster.wire import frames, messages
 from cluster.wire.checksums import checksum
@@ -35,13 +36,28 @@ class Holder:
     def __init__(self, behave: Behaviour) -> None:
         self.behave = behave
         self.asked: list[int] = []  # offsets
+        self.shares: list[str] = []  # paths of probes
+        self.names: list[list[Any]] = []  # what it answers who asks for a segment, at once and later
         self.connections: list[Connection] = []
         self.address = ""
 
     def message(self, connection: Connection, message: Any) -> None:
+        if isinstance(message, messages.HostProbe):
+            connection.send(messages.HostProbe(self.shares))
+            return
+        if isinstance(message, messages.HostProof):
+            return
+        if isinstance(message, messages.GetValues):
+            for number, answers in enumerate(self.names):
+                asyncio.get_running_loop().call_later(0.1 * number, self._say, connection, answers)
+            return
         assert isinstance(message, messages.GetPiece)
         self.asked.append(message.offset)
         self.behave(self, connection, message)
+
+    def _say(self, connection: Connection, answers: list[Any]) -> None:
+        for answer in answers:
+            connection.send(answer)
 
     def give(self, connection: Connection, piece: messages.GetPiece) -> None:
         data = VALUE[piece.offset : piece.offset + piece.nbytes]
@@ -250,6 +266,33 @@ def test_an_agent_that_sends_something_else_is_given_up(tmp_path: Path, change: 
         assert await receiver.fetched() == VALUE
 
     run(tmp_path, scenario, other, well)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [[messages.ValueMissing(0, ROW, ATTEMPT)] * 2],
+        [[messages.ValueSegment(0, ROW, ATTEMPT, 1, 0, "s1")]],
+        [[messages.ValueSegment(0, ROW, ATTEMPT, len(VALUE), 0, "../secret")]],
+        [[messages.PutDone(ROW, ATTEMPT, "")]],
+        [[messages.Heartbeat()], [messages.ValueMissing(0, ROW, ATTEMPT)]],
+    ],
+    ids=str,
+)
+def test_whatever_an_agent_of_this_host_says_in_the_place_of_a_segment_the_value_comes(
+    tmp_path: Path, answers: list[list[Any]]
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o700)
+
+    async def scenario(receiver: Receiver, holders: list[Holder]) -> None:
+        receiver.transfers._links = True
+        holders[0].shares = [make_probe(str(shared)).path]
+        holders[0].names = answers
+        receiver.fetch(holders[0])
+        assert await receiver.fetched() == VALUE
+
+    run(tmp_path, scenario, well)
 
 
 def test_an_agent_that_sends_garbage_is_given_up(tmp_path: Path) -> None:
