@@ -42,10 +42,17 @@ class PeerHosts:
     def _read(self, peer: int, path: str) -> list[bytes]:
         directory = path.rpartition("/")[0]
         content = read_probe(path) if self._probes else b""
-        if not content or os.stat(directory).st_dev != os.stat(self._store.paths[0]).st_dev:
-            return [b""]  # links cannot be made from one file system to another
+        if not content or not self._can_link(directory):
+            return [b""]
         self._sources[peer] = directory
         return [content]
+
+    def _can_link(self, directory: str) -> bool:
+        """Whether it lies in the file system of our segments: links cannot be made from one to another."""
+        try:
+            return os.stat(directory).st_dev == os.stat(self._store.paths[0]).st_dev
+        except OSError:  # the peer has just ended
+            return False
 
     def take_over(self, peer: int, message: messages.PutSegment) -> tuple[str, str]:
         """Link a segment of the peer's: its path here, or why that cannot be."""

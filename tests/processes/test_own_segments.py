@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from cluster.client.own_segments import OfferedBytes, OwnSegments
 from cluster.daemon.agent_hosts import PeerHosts
 from cluster.daemon.agent_store import Store
 from cluster.errors import StoreFull, ValueLost
+from cluster.storage.probes import make_probe, read_probe
 from cluster.storage.segments import map_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import messages
@@ -250,6 +252,24 @@ def test_an_agent_takes_nothing_over_from_another_file_system(store: Store, tmp_
         assert peer.sent == [messages.HostProof([b""])]
     finally:
         elsewhere.close()
+
+
+def test_a_client_that_ends_while_an_agent_looks_at_its_directory_harms_nobody(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "ends"
+    directory.mkdir(mode=0o700)
+    probe = make_probe(str(directory))
+
+    def read_and_end(path: str) -> bytes:
+        content = read_probe(path)
+        shutil.rmtree(directory)
+        return content
+
+    monkeypatch.setattr("cluster.daemon.agent_hosts.read_probe", read_and_end)
+    hosts, peer = PeerHosts(store, True), Heard()
+    hosts.heard(peer, 1, messages.HostProbe([probe.path]))  # type: ignore[arg-type]
+    assert peer.sent == [messages.HostProof([b""])]
 
 
 # --------------------------------------------------------------------------- whole clusters
