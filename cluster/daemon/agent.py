@@ -465,13 +465,13 @@ class AgentDaemon:
         measuring.add_done_callback(self._measured)
 
     def _figures(self, processes: dict[int, int]) -> events.Measured:
-        slots = {slot: own_bytes([process_id]) for slot, process_id in processes.items()}
-        starter_bytes = own_bytes([self._starter.process_id])
+        slots = {slot: own_bytes(process_id) for slot, process_id in processes.items()}
+        starter_bytes = own_bytes(self._starter.process_id)
         figures = {
             "agent_resident_bytes": sum(map(resident_bytes, (os.getpid(), self._starter.process_id))),
             "slots_resident_bytes": sum(map(resident_bytes, processes.values())),
             "slot_bytes": sum(slots.values()),
-            "agent_bytes": own_bytes([os.getpid()]) + starter_bytes,
+            "agent_bytes": own_bytes(os.getpid()) + starter_bytes,
             "starter_bytes": starter_bytes,  # a new slot holds as much
         }
         return events.Measured(figures, slots)

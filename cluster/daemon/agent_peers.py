@@ -232,7 +232,6 @@ class PeerLinks:
 
     def __init__(self, secret: bytes, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
         self._secret = secret
-        self._store = store
         self._feed = feed
         self._links: dict[str, _Link] = {}
         self._transfers = Transfers(secret, store, feed, links=fast_paths)

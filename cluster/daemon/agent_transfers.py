@@ -12,8 +12,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from cluster.daemon.agent_store import Store
@@ -47,12 +48,8 @@ class _Damaged(ClusterError):
     """A piece has another checksum than was said."""
 
 
-class _Missing(ClusterError):
-    """The agent does not hold the value."""
-
-
-class _Silent(ClusterError):
-    """The agent has sent nothing for long; others are asked before it is tried again."""
+class _NotFromThere(ClusterError):
+    """The agent does not hold the value, or has sent nothing for long; others are asked before it is tried again."""
 
 
 class _Transfer:
@@ -228,11 +225,12 @@ def _bring(transfer: _Transfer, connections: _Connections) -> _Outcome:
         while True:
             before = transfer.incoming.arrived_bytes
             try:
-                _receive(transfer, connections, segment, fresh=failures > 0)
+                with connections.lent(transfer, fresh=failures > 0) as connection:
+                    _receive_pieces(transfer.incoming, connection, segment)
                 return _Outcome("", "")
             except _Damaged as error:
                 return _Outcome("damaged", str(error))
-            except (_Missing, _Silent, ProtocolError) as error:
+            except (_NotFromThere, ProtocolError) as error:
                 return _Outcome("lost", str(error))
             except ClusterError as error:
                 failures = 1 if transfer.incoming.arrived_bytes > before else failures + 1
@@ -250,22 +248,12 @@ def _find_on_this_host(transfer: _Transfer, connections: _Connections) -> str:
     Whatever fails here fails again, and is told, when the value is asked for in the ordinary way.
     """
     try:
-        connection = connections.take(transfer.address, False)
+        with connections.lent(transfer) as connection:
+            if connection.context is None:
+                connection.context = introduce(connection)
+            return _segment_at(connection, transfer.incoming) if connection.context.is_ours else ""
     except ClusterError:
         return ""
-    try:
-        transfer.use(connection)
-        if connection.context is None:
-            connection.context = introduce(connection)
-        path = _segment_at(connection, transfer.incoming) if connection.context.is_ours else ""
-        transfer.use(None)
-    except ClusterError:
-        with transfer.lock:
-            transfer.connection = None
-        connection.close()
-        return ""
-    connections.give_back(transfer.address, connection)
-    return path
 
 
 def _segment_at(connection: BlockingConnection, incoming: IncomingValue) -> str:
@@ -279,21 +267,6 @@ def _segment_at(connection: BlockingConnection, incoming: IncomingValue) -> str:
             host: AgentHost = connection.context
             return host.segment(message.directory, message.name)
     raise ProtocolError(f"the agent at {connection.peer_address} answered what was not asked, or does not share it")
-
-
-def _receive(transfer: _Transfer, connections: _Connections, segment: int, *, fresh: bool) -> None:
-    connection = connections.take(transfer.address, fresh)
-    try:
-        transfer.use(connection)
-        _receive_pieces(transfer.incoming, connection, segment)
-        transfer.use(None)
-    except BaseException:
-        # Pieces that were asked for may still come on it.
-        with transfer.lock:
-            transfer.connection = None
-        connection.close()
-        raise
-    connections.give_back(transfer.address, connection)
 
 
 def _receive_pieces(incoming: IncomingValue, connection: BlockingConnection, segment: int) -> None:
@@ -311,7 +284,7 @@ def _receive_pieces(incoming: IncomingValue, connection: BlockingConnection, seg
             incoming.row,
             incoming.attempt,
         ):
-            raise _Missing("it does not hold the value")
+            raise _NotFromThere("it does not hold the value")
         if not incoming.is_next(message):
             raise ProtocolError(f"the agent at {connection.peer_address} answered what was not asked")
         counted = _write_piece(connection, message, segment, buffer)
@@ -345,8 +318,8 @@ def _write_piece(connection: BlockingConnection, piece: messages.ValuePiece, seg
     return counted
 
 
-def _silent(connection: BlockingConnection) -> _Silent:
-    return _Silent(f"the agent at {connection.peer_address} has sent nothing for {SILENCE_SECONDS:g} s")
+def _silent(connection: BlockingConnection) -> _NotFromThere:
+    return _NotFromThere(f"the agent at {connection.peer_address} has sent nothing for {SILENCE_SECONDS:g} s")
 
 
 _of_thread = threading.local()
@@ -367,8 +340,25 @@ class _Connections:
         self._lock = threading.Lock()
         self._idle: dict[str, list[tuple[float, BlockingConnection]]] = {}
 
-    def take(self, address: str, fresh: bool) -> BlockingConnection:
-        """Give one to that agent; a fresh one if those that are kept may be broken."""
+    @contextmanager
+    def lent(self, transfer: _Transfer, *, fresh: bool = False) -> Iterator[BlockingConnection]:
+        """One to the agent that is asked; a fresh one if those that are kept may be broken.
+
+        It is kept if all went well; else what was asked for may still come on it.
+        """
+        connection = self._take(transfer.address, fresh)
+        try:
+            transfer.use(connection)
+            yield connection
+        except BaseException:
+            transfer.use(None)
+            connection.close()
+            raise
+        transfer.use(None)
+        with self._lock:
+            self._idle.setdefault(transfer.address, []).append((time.monotonic(), connection))
+
+    def _take(self, address: str, fresh: bool) -> BlockingConnection:
         with self._lock:
             idle = self._idle.pop(address, []) if fresh else self._idle.get(address, [])
             if idle and not fresh:
@@ -376,11 +366,6 @@ class _Connections:
         for _, connection in idle:
             connection.close()
         return BlockingConnection.connect(address, self._secret, "worker", ("worker",))
-
-    def give_back(self, address: str, connection: BlockingConnection) -> None:
-        """Keep one on which nothing is under way."""
-        with self._lock:
-            self._idle.setdefault(address, []).append((time.monotonic(), connection))
 
     def close_idle(self, before: float) -> None:
         """Close those that were given back before that time."""

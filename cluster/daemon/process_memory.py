@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +20,13 @@ def resident_bytes(process_id: int, processes: Path = _PROCESSES) -> int:
         return 0
 
 
-def own_bytes(process_ids: Iterable[int], processes: Path = _PROCESSES) -> int:
-    """What these processes hold beside files and shared memory: heaps, stacks, pages changed in private maps.
+def own_bytes(process_id: int, processes: Path = _PROCESSES) -> int:
+    """What a process holds beside files and shared memory: heaps, stacks, pages changed in private maps.
 
-    Pages that forks share are counted once, by parts. The kernel walks the processes' page tables for that, about a
-    millisecond for each gigabyte, so this belongs into a thread.
+    Of pages that forks share it has a part, so that the sum over them counts each once. The kernel walks the process's
+    page tables for that, about a millisecond for each gigabyte, so this belongs into a thread.
     """
-    return sum(_own_bytes(processes / str(process_id)) for process_id in process_ids)
-
-
-def _own_bytes(process: Path) -> int:
+    process = processes / str(process_id)
     try:
         for line in (process / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss_Anon:"):

@@ -20,4 +20,4 @@ def give_back() -> int:
     gc.collect()
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)
-    return own_bytes([os.getpid()])
+    return own_bytes(os.getpid())
