@@ -18,7 +18,7 @@ from cluster.transport.steps import SendingStep
 from cluster.wire import frames
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
 
-__all__ = ["Connection", "OnClosed", "OnMessage"]
+__all__ = ["Connection", "OnClosed", "OnMessage", "receive_buffer"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _USER_TIMEOUT_SECONDS: Final = 30
 _receive_buffers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
 
 
-def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
+def receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
     """Return the buffer that all connections of a loop read into: a read and its use are one step of the loop."""
     if sys.platform == "win32":
         # There a read is in progress between steps.
@@ -82,7 +82,7 @@ class Connection(asyncio.BufferedProtocol):
         self._admit = admit
         self._loop = asyncio.get_running_loop()
         self._step = SendingStep.of(self._loop)
-        self._buffer = _receive_buffer(self._loop)
+        self._buffer = receive_buffer(self._loop)
         self._decoder = frames.Decoder()
         self._transport: asyncio.Transport | None = None
         self._outgoing: Outgoing | None = None

@@ -8,33 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from cluster.certificate import Certificate
 from cluster.errors import HandshakeFailed
 from cluster.transport.addresses import is_loopback
 from cluster.transport.channels import channel_of, client_context, describe_tls_error, read_into
+from cluster.transport.connection import Connection, receive_buffer
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, TLS_HELLO, TLS_REFUSAL
-
-if TYPE_CHECKING:
-    from cluster.transport.connection import Connection
 
 __all__ = ["EncryptedTransport"]
 
 # What a peer may send before it has proved itself: TLS's own handshake, then ours, each in records with their overhead.
 _UNPROVED_LIMIT_BYTES: Final = 3 * HANDSHAKE_LIMIT_BYTES
-_RECEIVE_BYTES: Final = 256 * 1024
-
-_receive_buffers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = weakref.WeakKeyDictionary()
-
-
-def _receive_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
-    """Return the buffer for what is still encrypted; one for all connections of a loop."""
-    found = _receive_buffers.get(loop)
-    if found is None:
-        found = _receive_buffers[loop] = memoryview(bytearray(_RECEIVE_BYTES))
-    return found
 
 
 class EncryptedTransport(asyncio.Transport, asyncio.BufferedProtocol):
@@ -53,7 +39,8 @@ class EncryptedTransport(asyncio.Transport, asyncio.BufferedProtocol):
         context = client_context() if certificate is None else certificate.context
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=certificate is not None)
         self._loop = asyncio.get_running_loop()
-        self._buffer = _receive_buffer(self._loop)
+        # What came is OpenSSL's before anything is decrypted, so both may be the same place.
+        self._buffer = receive_buffer(self._loop)
         self._socket_transport: asyncio.Transport | None = None
         self._agreed = False
         self._peer_has_begun = certificate is None
