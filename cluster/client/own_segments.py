@@ -30,7 +30,8 @@ from cluster.storage.leases import is_open_elsewhere
 from cluster.storage.probes import Probe, make_probe
 from cluster.storage.segments import SegmentDirectory, map_to_write, sweep
 from cluster.units import format_bytes
-from cluster.wire.encoded import Checksum, Encoded
+from cluster.wire.checksums import Checksum
+from cluster.wire.encoded import Encoded
 
 __all__ = ["LOOK_SECONDS", "OfferedBytes", "OwnSegments"]
 
@@ -233,7 +234,7 @@ class OwnSegments:
                     _write(segment.descriptor, piece, end)
                 end += len(piece)
         if checksum is not None and check is not None:
-            check(checksum.value)
+            check(checksum.intdigest())
 
     def _drop(self, segment: _Segment) -> None:
         self._kept.remove(segment)

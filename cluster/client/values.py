@@ -35,7 +35,7 @@ from cluster.session.machine import PushValue
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
 from cluster.wire.arguments import ArgumentChanged
-from cluster.wire.checksums import NO_CHECKSUM, checksum
+from cluster.wire.checksums import agree
 
 __all__ = ["AgentConnections", "Place", "Pusher"]
 
@@ -176,7 +176,7 @@ class _Answers:
                 raise ProtocolError(f"the agent at {self.address} answered with {type(message).__name__}")
             numbers = self.waiting.pop((message.row, message.attempt), [])
             if isinstance(message, messages.Value):
-                if message.checksum != NO_CHECKSUM and message.checksum != checksum(message.data):
+                if not agree(message.checksum, message.data):
                     raise ConnectionLost(f"a value came damaged from the agent at {self.address}")
                 found.update(dict.fromkeys(numbers, message.data))
             elif isinstance(message, messages.ValueSegment):

@@ -322,7 +322,7 @@ class PeerLinks:
         link.asked.popleft()
         if isinstance(message, messages.ValueMissing):
             self._feed(ValueNotFetched(link.address, row, attempt, "it does not hold the value"))
-        elif not agree(message.checksum, checksum(message.data) if message.checksum != NO_CHECKSUM else NO_CHECKSUM):
+        elif not agree(message.checksum, message.data):
             reason = f"{len(message.data)} bytes with another checksum than was said"
             self._feed(ValueNotFetched(link.address, row, attempt, reason, "damaged"))
         else:

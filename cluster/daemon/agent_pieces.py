@@ -14,7 +14,7 @@ from typing import Final
 
 from cluster.transport.tcp import Connection
 from cluster.wire import messages
-from cluster.wire.checksums import NO_CHECKSUM, checksum
+from cluster.wire.checksums import NO_CHECKSUM, Checksum
 from cluster.worker.events import ServePiece
 
 __all__ = ["OutgoingPiece", "PieceChecksums"]
@@ -43,7 +43,7 @@ class OutgoingPiece:
         """Read it and give its checksum; called in a thread."""
         offset, left = self._serve.offset, self._serve.nbytes
         buffer = _buffer_of_thread()
-        counted = 0
+        counted = Checksum()
         while left and not self.unwanted:
             try:
                 count = os.preadv(self._descriptor, [buffer[: min(left, _READ_BYTES)]], offset)
@@ -51,10 +51,10 @@ class OutgoingPiece:
                 count = 0
             if not count:  # it cannot be read, or is shorter than it should be: sending it fails too, and says so
                 break
-            counted = checksum(buffer[:count], counted)
+            counted.update(buffer[:count])
             offset += count
             left -= count
-        return counted
+        return int(counted.intdigest())
 
     def send(self, connection: Connection, by_system_call: bool) -> None:
         """Send it, or that it is missing. Its file is closed in any case."""

@@ -22,7 +22,7 @@ from cluster.daemon.same_host import AgentHost, introduce
 from cluster.errors import ClusterError, ConnectionLost, ProtocolError
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
-from cluster.wire.checksums import checksum
+from cluster.wire.checksums import NO_CHECKSUM, Checksum
 from cluster.worker.events import Event, ValueFetched, ValueNotFetched
 from cluster.worker.pieces import IncomingValue
 
@@ -303,19 +303,19 @@ def _receive_messages(connection: BlockingConnection) -> list[Any]:
 
 def _write_piece(connection: BlockingConnection, piece: messages.ValuePiece, segment: int, buffer: memoryview) -> int:
     offset, left = piece.offset, piece.nbytes
-    counted = 0
+    counted = Checksum()
     while left:
         count = connection.receive_raw(buffer[: min(left, len(buffer))], SILENCE_SECONDS)
         if not count:
             raise _silent(connection)
-        if piece.checksum >= 0:
-            counted = checksum(buffer[:count], counted)
+        if piece.checksum != NO_CHECKSUM:
+            counted.update(buffer[:count])
         written = 0
         while written < count:
             written += os.pwrite(segment, buffer[written:count], offset + written)
         offset += count
         left -= count
-    return counted
+    return int(counted.intdigest())
 
 
 def _silent(connection: BlockingConnection) -> _NotFromThere:

@@ -376,7 +376,7 @@ class AgentProcess:
         assert (message.row, message.attempt) == (row, attempt), "an agent answered what was not asked"
         if isinstance(message, messages.Value):
             data = damaged(self, message.data)
-            if agree(message.checksum, checksum(data)):
+            if agree(message.checksum, data):
                 self.feed(events.ValueFetched(link.address, row, attempt, len(data), data, ""))
             else:
                 reason = "another checksum than was said"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from cluster.wire.checksums import checksum
 from cluster.worker import events
 from cluster.worker.machine import Agent
 from cluster.worker.values import Segment
@@ -49,17 +49,17 @@ class Disk:
             agent.feed(events.SpillFailed(effect.key, "the disk", 0, "it is full"))
             return
         content = agent.files[effect.path]
-        checksum = zlib.crc32(content)
+        counted = checksum(content)
         if self._random.random() < self._plan.spill_damages and not healed:
             content += b"?"
         new_path = agent.new_file(content, on_disk=True)
-        agent.feed(events.Spilled(effect.key, effect.path, new_path, effect.nbytes, checksum, ""))
+        agent.feed(events.Spilled(effect.key, effect.path, new_path, effect.nbytes, counted, ""))
 
     def _checked(self, effect: events.CheckSpilled) -> None:
         agent = self._agent
         if agent.alive:
             content = agent.files.get(effect.path, b"")
-            reason = "" if zlib.crc32(content) == effect.checksum else "it is not what was written"
+            reason = "" if checksum(content) == effect.checksum else "it is not what was written"
             agent.feed(events.SpilledChecked(effect.key, effect.path, effect.path, reason))
 
 

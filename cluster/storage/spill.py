@@ -7,7 +7,6 @@ file first; its checksum is that of the plain bytes, so a fault of the compresso
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from cluster.errors import SettingError, StoreFull, ValueLost
 from cluster.storage.segments import SegmentDirectory, lies_in_memory
 from cluster.units import format_bytes
+from cluster.wire.checksums import Checksum
 
 __all__ = [
     "COMPRESSIONS",
@@ -98,11 +98,11 @@ def check_file(directory: SegmentDirectory, path: str, nbytes: int, checksum: in
     """Compare a file with its checksum; the path of the plain file. ValueLost if it is damaged, StoreFull if there is
     no room to unpack it."""
     if not compression:
-        found = 0
+        counted = Checksum()
         for piece in _pieces(path, nbytes):
-            found = zlib.crc32(piece, found)
-        if found != checksum:
-            raise ValueLost(f"its checksum is {found:08x} and was {checksum:08x} when it was written")
+            counted.update(piece)
+        if counted.intdigest() != checksum:
+            raise ValueLost(f"its checksum is {counted.hexdigest()} and was {checksum:016x} when it was written")
         return path
     new_path = directory.create(nbytes)
     try:
@@ -132,18 +132,18 @@ def _pieces(path: str, nbytes: int) -> Iterator[memoryview]:
 
 
 def _copy(path: str, nbytes: int, new_path: str, compression: str) -> Stored:
-    found = stored = 0
+    stored, counted = 0, Checksum()
     compressor = _compressor(compression) if compression else None
     target = os.open(new_path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for piece in _pieces(path, nbytes):
-            found = zlib.crc32(piece, found)
+            counted.update(piece)
             stored += _write(target, piece if compressor is None else compressor.compress(piece))
         if compressor is not None:
             stored += _write(target, compressor.flush())
     finally:
         os.close(target)
-    return Stored(new_path, stored, found, compression)
+    return Stored(new_path, stored, counted.intdigest(), compression)
 
 
 def _write(target: int, data: Any) -> int:
@@ -155,19 +155,20 @@ def _write(target: int, data: Any) -> int:
 
 
 def _unpack(path: str, new_path: str, nbytes: int, checksum: int, compression: str) -> None:
-    found = size = 0
+    size, counted = 0, Checksum()
     target = os.open(new_path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for piece in _unpacked(path, compression):
             size += len(piece)
             if size > nbytes:
                 break  # whatever this is, it may not fill the disk
-            found = zlib.crc32(piece, found)
+            counted.update(piece)
             _write(target, piece)
     finally:
         os.close(target)
-    if (size, found) != (nbytes, checksum):
-        raise ValueLost(f"it unpacks to {size} bytes with the checksum {found:08x}, not {nbytes} with {checksum:08x}")
+    if (size, counted.intdigest()) != (nbytes, checksum):
+        found = counted.hexdigest()
+        raise ValueLost(f"it unpacks to {size} bytes with the checksum {found}, not {nbytes} with {checksum:016x}")
 
 
 def _compressor(compression: str) -> Any:

@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
-from zlib import crc32
 
-_new_digest: Any = None
-with contextlib.suppress(ImportError):  # where there is no wheel of it
-    from xxhash import xxh3_64 as _new_digest
+from cluster.wire.checksums import Checksum
 
 Reference = tuple[Any, ...]
 """What stands for a future in a pickle: `(client_id, number, …)`, plain data."""
-
-
-class Checksum:
-    """A number that other bytes hardly ever have; xxh3 takes half the time of a memory copy, zlib's crc32 five times
-    that."""
-
-    __slots__ = ("_digest", "_found", "update")
-
-    def __init__(self) -> None:
-        self._found = 0
-        self._digest = None if _new_digest is None else _new_digest()
-        self.update: Callable[[bytes | memoryview], object] = self._update if not self._digest else self._digest.update
-        """Go on with these bytes."""
-
-    def _update(self, data: bytes | memoryview) -> None:
-        self._found = crc32(data, self._found)
-
-    @property
-    def value(self) -> int:
-        """The number of the bytes so far."""
-        return self._found if self._digest is None else int(self._digest.intdigest())
 
 
 class Encoded(NamedTuple):
@@ -44,11 +18,11 @@ class Encoded(NamedTuple):
     futures: list[Reference]
 
     def checksum(self) -> int:
-        """The number of these bytes, see `Checksum`."""
+        """The checksum of these bytes."""
         checksum = Checksum()
         for part in self.parts:
             checksum.update(part)
-        return checksum.value
+        return int(checksum.intdigest())
 
     def to_bytes(self) -> bytes:
         """Join the parts; for small values."""
