@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import select
 import socket
-import ssl
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
 from cluster.transport.addresses import (
@@ -21,9 +20,11 @@ from cluster.transport.addresses import (
     read_address,
     set_socket_options,
 )
-from cluster.transport.blocking_encryption import EncryptedSocket
 from cluster.wire import frames
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
+
+if TYPE_CHECKING:
+    from cluster.transport.blocking_encryption import EncryptedSocket
 
 __all__ = ["BlockingConnection", "wait_for_socket"]
 
@@ -83,7 +84,7 @@ class BlockingConnection:
             try:
                 connected = _connect_and_shake_hands(where, handshake, deadline, through)
             except HandshakeFailed as error:
-                told_why = handshake.peer_has_answered or isinstance(error.__cause__, ssl.SSLError)
+                told_why = handshake.peer_has_answered or (where.encrypted and _is_told_by_tls(error))
                 if told_why or pause_seconds is None or time.monotonic() > deadline:
                     raise
                 time.sleep(pause_seconds)
@@ -130,9 +131,9 @@ class BlockingConnection:
     def send_some(self, *buffers: bytes | memoryview) -> int:
         """Send what the system takes now, and return how many bytes that was; raises ConnectionLost."""
         try:
-            if isinstance(self._socket, EncryptedSocket) or hasattr(self._socket, "sendmsg"):
-                return self._socket.sendmsg(buffers)
-            return self._socket.send(buffers[0])
+            if isinstance(self._socket, socket.socket) and not hasattr(self._socket, "sendmsg"):
+                return self._socket.send(buffers[0])
+            return self._socket.sendmsg(buffers)
         except BlockingIOError:
             return 0
         except OSError as error:
@@ -237,8 +238,10 @@ def _connect_and_shake_hands(
     try:
         set_socket_options(opened)
         if where.encrypted:
-            connected = EncryptedSocket(opened)
-            handshake.channel = connected.agree(deadline)
+            from cluster.transport.blocking_encryption import EncryptedSocket  # a twentieth of what a client loads
+
+            connected = encrypted = EncryptedSocket(opened)
+            handshake.channel = encrypted.agree(deadline)
         _shake_hands(connected, handshake, deadline)
         connected.setblocking(False)
     except BaseException as error:
@@ -251,6 +254,12 @@ def _connect_and_shake_hands(
             said = f"ended the connection during the handshake: {error.strerror or error}"
         raise HandshakeFailed(f"the peer at {where} {said}") from error
     return connected
+
+
+def _is_told_by_tls(error: HandshakeFailed) -> bool:
+    import ssl  # loaded by then, as the connection was to be encrypted
+
+    return isinstance(error.__cause__, ssl.SSLError)
 
 
 def _shake_hands(connected: socket.socket | EncryptedSocket, handshake: Handshake, deadline: float) -> None:

@@ -6,8 +6,6 @@ import contextlib
 import ipaddress
 import socket
 
-import psutil
-
 from cluster.errors import ConnectionLost
 from cluster.transport.addresses import is_loopback, local_host_towards
 
@@ -16,6 +14,8 @@ __all__ = ["own_hosts"]
 
 def own_hosts(family: socket.AddressFamily = socket.AF_INET) -> list[str]:
     """Return this machine's addresses beyond loopback, of interfaces that are up; first that of the default way."""
+    import psutil  # only a scheduler that listens at all addresses needs it
+
     found = [
         address.address
         for name, addresses in psutil.net_if_addrs().items()

@@ -56,6 +56,11 @@ IMPORTS_INSIDE_FUNCTIONS: dict[str, dict[str, str]] = {
         ],
         "10 MB and 0.1 s for what a machine does once a year",
     ),
+    "cluster.transport.blocking": dict.fromkeys(
+        ["cluster.transport.blocking_encryption", "ssl"],
+        "a twentieth of what a client loads, for connections beyond the machine",
+    ),
+    "cluster.transport.interfaces": {"psutil": "only a scheduler that listens at all addresses needs it"},
 }
 
 
