@@ -24,7 +24,8 @@ class Replicas:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._sizes: dict[int, int] = {}  # by the value's key
-        self._asked: dict[int, None] = {}  # of these the scheduler was asked
+        self._asked: set[int] = set()  # of these the scheduler was asked
+        self._refused: set[int] = set()  # when it was asked last, it wanted these kept: there may be no others
         self._short_bytes = 0
 
     def __len__(self) -> int:
@@ -44,13 +45,14 @@ class Replicas:
     def gone(self, keys: Iterable[int]) -> None:
         """These values are held no more."""
         for key in keys:
-            self._sizes.pop(key, None)
-            self._asked.pop(key, None)
+            if self._sizes.pop(key, None) is not None:
+                self._asked.discard(key)
+                self._refused.discard(key)
 
     @property
     def droppable_bytes(self) -> int:
-        """How much room copies take that no granted task needs."""
-        return sum(self._sizes[key] for key in self._droppable())
+        """How much room copies take that no granted task needs, and that the scheduler has not refused to let go."""
+        return sum(self._sizes[key] for key in self._droppable() if key not in self._refused)
 
     def let_go(self, nbytes: int) -> None:
         """Memory is short by so much: at the end of this event, ask leave to drop copies that nobody needs here."""
@@ -65,7 +67,7 @@ class Replicas:
             if self._short_bytes <= 0:
                 break
             self._short_bytes -= self._sizes[key]
-            self._asked[key] = None
+            self._asked.add(key)
             names += (key & _ROW_MASK, key >> 32)
         self._short_bytes = 0
         if names:
@@ -73,10 +75,11 @@ class Replicas:
 
     def answered(self, message: messages.DropAllowed) -> tuple[list[int], list[int]]:
         """The scheduler has answered: the keys of the copies to drop now, and of those that are needed after all."""
-        for key in _keys(message.asked):
-            self._asked.pop(key, None)
+        asked, allowed = set(_keys(message.asked)), [key for key in _keys(message.allowed) if key in self._sizes]
+        self._asked -= asked
+        self._refused -= asked
+        self._refused |= self._sizes.keys() & asked.difference(allowed)
         needed = self._ledger.needed_values()
-        allowed = [key for key in _keys(message.allowed) if key in self._sizes]
         return [key for key in allowed if key not in needed], [key for key in allowed if key in needed]
 
     def size(self, key: int) -> int:
@@ -85,7 +88,8 @@ class Replicas:
 
     def _droppable(self) -> list[int]:
         needed = self._ledger.needed_values()
-        return [key for key in self._sizes if key not in needed and key not in self._asked]
+        keys = [key for key in self._sizes if key not in needed and key not in self._asked]
+        return sorted(keys, key=self._refused.__contains__)  # those that were refused last
 
 
 def _keys(names: list[int]) -> list[int]:

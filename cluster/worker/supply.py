@@ -343,8 +343,6 @@ class Supply:
                 count = rows
             rows -= count
             paths += self._forget(attempt, first, count)
-            if len(self.replicas):
-                self.replicas.gone(range(value_key(attempt, first), value_key(attempt, first) + count))
             if len(self._fetching):
                 self._end_wants(attempt, first, count)
         if paths:
@@ -352,6 +350,8 @@ class Supply:
 
     def _forget(self, attempt: int, first: int, count: int) -> list[str]:
         paths: list[str] = []
+        if len(self.replicas):
+            self.replicas.gone(range(value_key(attempt, first), value_key(attempt, first) + count))
         for key, segment in self.values.remove(attempt, first, count):
             paths += self._spilling.forget(key, segment)
             want = self.returning.take(key)

@@ -278,6 +278,32 @@ def test_a_copy_that_a_task_needs_after_all_is_kept_and_said() -> None:
     assert model.work() == 1
 
 
+def test_copies_that_the_scheduler_wants_kept_hold_up_no_other_remedy() -> None:
+    model = AgentModel(slots=1, limit_bytes=LARGE)
+    model.feed(events.ValuePut(4, 5, 1, LARGE * 8 // 10, model.new_segment()))
+    for _ in range(2):
+        model.wait(0.1)
+        model.feed(events.Measured({"slot_bytes": LARGE * 3 // 10}, {}))
+        if not model.spills:
+            asked = [message for message in model.sent if isinstance(message, messages.DropReplicas)]
+            model.tell(messages.DropAllowed(asked[-1].values, []))
+    assert [spill.key >> 32 for spill in model.spills] == [1]
+
+
+def test_a_copy_that_is_damaged_on_disk_is_no_copy_any_more() -> None:
+    model = AgentModel(slots=1, limit_bytes=LARGE)
+    model.feed(events.ValuePut(4, 5, 1, LARGE // 2, model.new_segment()))
+    model.feed(events.Measured({"slot_bytes": LARGE}, {}))
+    model.tell(messages.DropAllowed([5, 1], []))
+    model.wait(0.1)
+    model.feed(events.Measured({"slot_bytes": LARGE}, {}))
+    model.spill()
+    model.feed(events.FromPeer(9, messages.GetPiece(5, 1, 0, 100)))
+    (check,) = model.checks
+    model.feed(events.SpilledChecked(check.key, check.path, check.path, "its checksum differs"))
+    assert len(model.agent.supply.replicas) == 0
+
+
 def test_what_was_made_here_is_no_copy() -> None:
     model = AgentModel(slots=1)
     model.tell(grant(2, 1))
