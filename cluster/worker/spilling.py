@@ -69,7 +69,7 @@ class Spilling:
         self._copies: dict[int, DiskFile] = {}  # copied, and still in memory, since a slot has them
         self._files: dict[int, DiskFile] = {}  # spilled
         self._checked: dict[int, float] = {}  # when a file was compared
-        self._checking: set[int] = set()
+        self._checking: set[str] = set()  # paths: a value may come anew under its key while its old file is read
         self._direct_bytes = 0  # of values that were made on disk
         self.retry_at = 0.0
         """When it is worth while to try again."""
@@ -175,6 +175,8 @@ class Spilling:
         """A value could not be copied: it stays."""
         segment = self._leaving.pop(event.key)
         self._memory.spilling_bytes -= segment.nbytes
+        if self._values.get(event.key) != segment:
+            return  # it was freed meanwhile, so its file was gone: the disk is not to blame
         free = format_bytes(event.free_bytes)
         self.stop(now, f"{event.directory} has no room for spilled values ({free} free): {event.reason}")
 
@@ -210,16 +212,16 @@ class Spilling:
 
     def check(self, key: int) -> None:
         """Have it compared; answered by `SpilledChecked`."""
-        if key in self._checking:
-            return
-        self._checking.add(key)
         file, segment = self._files[key], self._values.get(key)
         assert isinstance(segment, Segment)
+        if file.path in self._checking:
+            return
+        self._checking.add(file.path)
         self._ledger.effects.append(CheckSpilled(key, file.path, segment.nbytes, file.checksum, file.compression))
 
     def checked(self, key: int, path: str, new_path: str, now: float) -> bool:
         """A file was compared, and is good; it may have been unpacked. Whether it is still that value's."""
-        self._checking.discard(key)
+        self._checking.discard(path)
         file = self._files.get(key)
         if file is None or file.path != path:
             if new_path != path:
@@ -237,7 +239,7 @@ class Spilling:
 
     def damaged(self, key: int, path: str) -> bool:
         """A file was compared, and is not what was written; whether it is still that value's."""
-        self._checking.discard(key)
+        self._checking.discard(path)
         file = self._files.get(key)
         return file is not None and file.path == path
 

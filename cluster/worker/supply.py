@@ -152,7 +152,8 @@ class Supply:
 
     def sends_back(self, assignment: Assignment, first: int, count: int, now: float) -> bool:
         """Whether some of these tasks, which were queued, need a value that was spilled since: they all wait then."""
-        if not self._spilling.any:
+        # An actor that is to be made has its process already; what it takes was compared when that was started.
+        if not self._spilling.any or assignment.actor_reference is not None:
             return False
         for task in range(first, first + count) if assignment.input_starts else (first,):
             for need in assignment.takes(task):

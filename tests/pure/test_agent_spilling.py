@@ -230,6 +230,35 @@ def test_a_spilled_value_that_is_freed_while_it_is_compared_is_missing() -> None
     assert model.silent
 
 
+def test_a_value_that_came_anew_is_compared_though_its_former_file_still_is() -> None:
+    model = spilled_model()
+    model.feed(events.FromPeer(1, messages.GetValues(1, [0, 1])))
+    model.tell(messages.Free([1, 0, 1, 2, 0, 1, 3, 0, 1]))
+    model.feed(events.ValuePut(4, 0, 1, 30 * MIB, model.new_segment()))
+    model.wait(0.1)
+    model.feed(events.Measured({"slot_bytes": 90 * MIB}, {}))
+    model.spill()
+    use(model, 5, 1)
+    former, later = model.checks
+    model.feed(events.SpilledChecked(former.key, former.path, former.path, ""))
+    assert not model.slots[0].pipe
+    model.feed(events.SpilledChecked(later.key, later.path, later.path, ""))
+    assert model.work() == 1
+
+
+def test_an_actor_whose_process_starts_slowly_is_made_once_though_its_input_was_compared_long_ago() -> None:
+    model = spilled_model()
+    values = [[0, 1, 30 * MIB, [OWN_ADDRESS]]]
+    model.tell(grant(5, 1, values=values, needs=[[0]], actor=[b"c" * 16, 1, 0]))
+    (check,) = model.checks
+    model.feed(events.SpilledChecked(check.key, check.path, check.path, ""))
+    assert len(model.starting) == 1
+    model.wait(40.0)
+    model.start_slots()
+    assert not model.starting and len(model.checks) == 1
+    assert model.work() == 1
+
+
 # --------------------------------------------------------------------------- the disk is full
 
 
@@ -259,6 +288,16 @@ def test_when_the_disk_is_full_values_stay_nothing_new_begins_and_it_goes_on_by_
     assert model.slots[0].segment, "what became free is given to who waits"
     assert not heartbeat(model)["intake_paused"]
     assert model.slots[1].pipe
+
+
+def test_a_value_that_is_freed_before_it_is_copied_does_not_make_the_disk_full() -> None:
+    model = full_model()
+    model.tell(messages.Free([1, 0, 1]))
+    fail(model)
+    assert not model.said and not model.agent.spilling.problem
+    model.wait(0.1)
+    make(model, 4)
+    assert [spill.key >> 32 for spill in model.spills] == [2]
 
 
 def test_who_waits_for_room_when_the_disk_is_full_does_not_wait_for_ever() -> None:
