@@ -194,17 +194,15 @@ class _Lz4:
 
 
 def _unpacked(path: str, compression: str) -> Iterator[bytes]:
+    """A packed file's bytes, however many a packed byte stands for."""
     module = import_module(COMPRESSIONS[compression])
-    if compression == "lz4":
-        faults: tuple[type[Exception], ...] = (RuntimeError, ValueError, EOFError)
-        unpacker = module.LZ4FrameDecompressor()
-    else:
-        faults = (module.ZstdError, ValueError)
-        unpacker = module.ZstdDecompressor().decompressobj()
+    is_lz4 = compression == "lz4"
+    faults = (RuntimeError, ValueError, EOFError) if is_lz4 else (module.ZstdError, ValueError)
     try:
         with open(path, "rb") as source:
-            while packed := source.read(PIECE_BYTES):
-                yield unpacker.decompress(packed)
+            unpacking = module.LZ4FrameFile(source) if is_lz4 else module.ZstdDecompressor().stream_reader(source)
+            while piece := unpacking.read(PIECE_BYTES):
+                yield piece
     except faults as error:
         raise ValueLost(f"it cannot be unpacked: {error}") from error
 
