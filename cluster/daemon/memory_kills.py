@@ -5,37 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from cluster.storage.host_limits import control_groups, text_of
+
 __all__ = ["MemoryKills", "counters"]
 
-_MACHINE: Final = Path("/proc/vmstat")
-_GROUPS: Final = Path("/proc/self/cgroup")
+_FILES: Final = {1: "memory.oom_control", 2: "memory.events"}  # by the version of the control group
 
 
-def counters(groups: Path = _GROUPS, mounted: Path = Path("/sys/fs/cgroup"), machine: Path = _MACHINE) -> list[Path]:
-    """The files with an `oom_kill` line that concern this process: its control group's, else the whole machine's."""
-    found = []
-    for line in _text(groups).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            found.append(mounted / path.lstrip("/") / "memory.events")
-        elif "memory" in controllers.split(","):
-            # In a container the path that is named may not be mounted; the root of the mount is the group then.
-            group = mounted / "memory"
-            found += [group / path.lstrip("/") / "memory.oom_control", group / "memory.oom_control"]
-    found.append(mounted / "memory.events")
-    counting = [path for path in found if _count(path) is not None]
-    return counting[:1] or ([machine] if _count(machine) is not None else [])
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:  # no such kernel, or not for us
-        return ""
+def counters(root: Path = Path("/")) -> list[Path]:
+    """The files with an `oom_kill` line that concern this process: its control group's or that of
+    the next above which counts, else the whole machine's."""
+    groups = [group / _FILES[version] for version, group in control_groups(root, "memory")]
+    return [path for path in (*groups, root / "proc/vmstat") if _count(path) is not None][:1]
 
 
 def _count(path: Path) -> int | None:
-    for line in _text(path).splitlines():
+    for line in text_of(path).splitlines():
         name, _, number = line.partition(" ")
         if name == "oom_kill":
             return int(number)

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["HostLimits", "host_limits"]
+__all__ = ["HostLimits", "control_groups", "host_limits", "text_of"]
 
 # More than any host has: how version 1 says that there is no limit.
 _NO_LIMIT_BYTES: Final = 1 << 60
@@ -49,16 +49,16 @@ def host_limits(root: Path = Path("/")) -> HostLimits:
     """
     memory = [(_host_memory_bytes(root), "host")]
     cores = [(float(os.cpu_count() or 1), "host")]
-    for version, group in _groups(root, "memory"):
+    for version, group in control_groups(root, "memory"):
         name = "memory.max" if version == 2 else "memory.limit_in_bytes"
-        text = _read(group / name)
+        text = text_of(group / name)
         if text.isdigit() and int(text) < _NO_LIMIT_BYTES:
             memory.append((int(text), f"cgroup v{version}"))
-    for version, group in _groups(root, "cpu"):
+    for version, group in control_groups(root, "cpu"):
         if version == 2:
-            quota, _, period = _read(group / "cpu.max").partition(" ")
+            quota, _, period = text_of(group / "cpu.max").partition(" ")
         else:
-            quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+            quota, period = text_of(group / "cpu.cfs_quota_us"), text_of(group / "cpu.cfs_period_us")
         if quota.isdigit() and period.isdigit() and int(quota) and int(period):
             cores.append((int(quota) / int(period), f"cgroup v{version}"))
     if hasattr(os, "sched_getaffinity"):
@@ -71,16 +71,17 @@ def host_limits(root: Path = Path("/")) -> HostLimits:
 
 
 def _host_memory_bytes(root: Path) -> int:
-    for line in _read(root / "proc/meminfo").splitlines():
+    for line in text_of(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """The directories of all control groups that this process is in, as far as they are mounted: (version, path)."""
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """The directories of all control groups that this process is in, as far as they are mounted: (version, path). Its
+    own comes before those that it lies in."""
     mounted = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in text_of(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             tops, version = (mounted, mounted / "unified"), 2
@@ -104,7 +105,8 @@ def _upwards(top: Path, path: str) -> Iterator[Path]:
         parts.pop()
 
 
-def _read(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """What the kernel says in that file; nothing if there is none."""
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):  # another kind of system

@@ -39,6 +39,7 @@ from cluster.wire.encoded import Encoded
 
 RESERVE_STEP_BYTES = 64 << 20
 WRITE_STEP_BYTES = 1 << 20
+"""What is copied at once: between two such steps others have their turn."""
 ROOM_CHECKED_BYTES = 1 << 20
 """For smaller segments the reservation itself tells soon enough."""
 MEMORY_LEFT_BYTES = 64 << 20
@@ -375,7 +376,6 @@ def write_into_map(mapped: memoryview, encoded: Encoded) -> None:
     end = 0
     for part in encoded.parts:
         view = memoryview(part)
-        # In pieces, so that other threads of the process get their turn; one piece is as fast as many.
         for start in range(0, len(view), WRITE_STEP_BYTES):
             piece = view[start : start + WRITE_STEP_BYTES]
             mapped[end : end + len(piece)] = piece

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.errors import SettingError, StoreFull, ValueLost
-from cluster.storage.segments import SegmentDirectory, lies_in_memory
+from cluster.storage.segments import WRITE_STEP_BYTES, SegmentDirectory, lies_in_memory
 from cluster.units import format_bytes
 from cluster.wire.checksums import Checksum
 
 __all__ = [
     "COMPRESSIONS",
-    "PIECE_BYTES",
     "Stored",
     "check_compression",
     "check_file",
@@ -28,8 +27,6 @@ __all__ = [
     "store_file",
 ]
 
-PIECE_BYTES: Final = 1 << 20
-"""What is copied or compared at once: between two pieces others have their turn."""
 COMPRESSIONS: Final = {"lz4": "lz4.frame", "zstd": "zstandard"}
 """The modules, each an extra of the same name as the compression."""
 
@@ -119,10 +116,10 @@ def _pieces(path: str, nbytes: int) -> Iterator[memoryview]:
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise ValueLost("its file is gone") from error
-    buffer = memoryview(bytearray(min(nbytes, PIECE_BYTES)))
+    buffer = memoryview(bytearray(min(nbytes, WRITE_STEP_BYTES)))
     try:
         while nbytes:
-            count = os.readv(source, [buffer[: min(nbytes, PIECE_BYTES)]])
+            count = os.readv(source, [buffer[: min(nbytes, WRITE_STEP_BYTES)]])
             if not count:
                 raise ValueLost(f"{nbytes} bytes are missing at its end")
             nbytes -= count
@@ -201,7 +198,7 @@ def _unpacked(path: str, compression: str) -> Iterator[bytes]:
     try:
         with open(path, "rb") as source:
             unpacking = module.LZ4FrameFile(source) if is_lz4 else module.ZstdDecompressor().stream_reader(source)
-            while piece := unpacking.read(PIECE_BYTES):
+            while piece := unpacking.read(WRITE_STEP_BYTES):
                 yield piece
     except faults as error:
         raise ValueLost(f"it cannot be unpacked: {error}") from error
@@ -209,6 +206,6 @@ def _unpacked(path: str, compression: str) -> Iterator[bytes]:
 
 def _is_worth_compressing(path: str, nbytes: int, compression: str) -> bool:
     compressor = _compressor(compression)
-    beginning = next(_pieces(path, min(nbytes, PIECE_BYTES)))
+    beginning = next(_pieces(path, min(nbytes, WRITE_STEP_BYTES)))
     packed = len(compressor.compress(beginning)) + len(compressor.flush())
     return packed < _WORTH_COMPRESSING * len(beginning)

@@ -30,17 +30,18 @@ def test_what_was_counted_long_ago_explains_nothing(tmp_path: Path) -> None:
 
 
 def test_the_groups_counter_is_found_and_else_the_machines(tmp_path: Path) -> None:
-    groups, machine = tmp_path / "cgroup", tmp_path / "vmstat"
+    assert counters(tmp_path) == []
+    groups, machine, mounted = tmp_path / "proc/self/cgroup", tmp_path / "proc/vmstat", tmp_path / "sys/fs/cgroup"
+    groups.parent.mkdir(parents=True)
     machine.write_text("oom_kill 7\n")
     groups.write_text("0::/my/group\n")
-    assert counters(groups, tmp_path, machine) == [machine]
-    own = tmp_path / "my" / "group" / "memory.events"
+    assert counters(tmp_path) == [machine]
+    own = mounted / "my" / "group" / "memory.events"
     own.parent.mkdir(parents=True)
     own.write_text("oom_kill 0\n")
-    assert counters(groups, tmp_path, machine) == [own]
+    assert counters(tmp_path) == [own]
     groups.write_text("4:memory:/not/mounted\n0::/\n")
-    older = tmp_path / "memory" / "memory.oom_control"
+    older = mounted / "memory" / "memory.oom_control"
     older.parent.mkdir()
     older.write_text("under_oom 0\noom_kill 0\n")
-    assert counters(groups, tmp_path, machine) == [older]
-    assert counters(tmp_path / "none", tmp_path / "none", tmp_path / "none") == []
+    assert counters(tmp_path) == [older]
