@@ -30,7 +30,7 @@ from cluster.daemon.agent_starter import StarterLink, StarterOptions
 from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.descriptor_limit import raise_descriptor_limit
 from cluster.daemon.memory_kills import MemoryKills
-from cluster.daemon.process_memory import own_bytes, resident_bytes
+from cluster.daemon.process_memory import own_bytes
 from cluster.ids import new_id
 from cluster.installed import installed_versions
 from cluster.storage.segments import lies_in_memory
@@ -468,8 +468,6 @@ class AgentDaemon:
         slots = {slot: own_bytes(process_id) for slot, process_id in processes.items()}
         starter_bytes = own_bytes(self._starter.process_id)
         figures = {
-            "agent_resident_bytes": sum(map(resident_bytes, (os.getpid(), self._starter.process_id))),
-            "slots_resident_bytes": sum(map(resident_bytes, processes.values())),
             "slot_bytes": sum(slots.values()),
             "agent_bytes": own_bytes(os.getpid()) + starter_bytes,
             "starter_bytes": starter_bytes,  # a new slot holds as much

@@ -6,18 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["own_bytes", "resident_bytes"]
+__all__ = ["own_bytes"]
 
 _PROCESSES: Final = Path("/proc")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
-
-def resident_bytes(process_id: int, processes: Path = _PROCESSES) -> int:
-    """All that a process has in memory, shared or not; 0 if it has just ended, or there is no such file system."""
-    try:
-        return int((processes / str(process_id) / "statm").read_text().split()[1]) * _PAGE_BYTES
-    except OSError:
-        return 0
 
 
 def own_bytes(process_id: int, processes: Path = _PROCESSES) -> int:

@@ -259,9 +259,10 @@ class ModuleStored(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Figures for the next heartbeats, by name; and what each slot's process holds that is its own."""
+    """What was measured of the worker's memory, by name (`Memory.measured`); and what each slot's process holds that is
+    its own."""
 
-    figures: dict[str, Any]
+    figures: dict[str, int]
     slots: dict[int, int]
 
 

@@ -6,13 +6,13 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cluster.worker.queue import Assignment
+from cluster.worker.queue import Assignment, Stretch
 from cluster.worker.values import Segment, Values, value_key
 
 if TYPE_CHECKING:
     from cluster.worker.workforce import Workforce
 
-__all__ = ["GoneInput", "PackedInputs", "keys_in_slots", "pack_inputs"]
+__all__ = ["GoneInput", "PackedInputs", "keys_in_slots", "keys_taken", "pack_inputs"]
 
 
 class GoneInput(NamedTuple):
@@ -62,16 +62,18 @@ def keys_in_slots(workforce: Workforce) -> set[int]:
 
     The files of these values must stay where they are.
     """
-    keys: set[int] = set()
-    for assignment, first, count in _stretches(workforce):
-        for task in range(first, first + count) if assignment.input_starts else (first,):
-            for need in assignment.takes(task):
-                row, attempt = assignment.values[need][:2]
-                keys.add(value_key(attempt, row))
-    return keys
+    return {key for stretch in _stretches(workforce) for key in keys_taken(*stretch)}
 
 
-def _stretches(workforce: Workforce) -> Iterator[tuple[Assignment, int, int]]:
+def keys_taken(assignment: Assignment, first: int, count: int) -> Iterator[int]:
+    """The keys of what these tasks are given, some of them more than once."""
+    for task in range(first, first + count) if assignment.input_starts else (first,):
+        for need in assignment.takes(task):
+            row, attempt = assignment.values[need][:2]
+            yield value_key(attempt, row)
+
+
+def _stretches(workforce: Workforce) -> Iterator[Stretch]:
     for slot in workforce.processes:
         for piece in slot.pieces:
             yield piece.assignment, piece.index, piece.count

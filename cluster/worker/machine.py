@@ -117,7 +117,6 @@ class Agent:
         )
         self._recalls: list[messages.Recall] = []
         self._newest_recall = -1
-        self._figures: dict[str, Any] = {}
         self._heartbeat_at: float | None = None
         self._now = 0.0
         self._draining = False
@@ -187,17 +186,15 @@ class Agent:
             self._drain(now)
         return effects
 
-    def _measured(self, figures: dict[str, Any], slots: dict[int, int], now: float) -> None:
-        self._figures = figures
+    def _measured(self, figures: dict[str, int], slots: dict[int, int], now: float) -> None:
         self.memory.measured(figures)
-        self.slot_memory.measured(slots, int(figures.get("starter_bytes", 0)), now)
+        self.slot_memory.measured(slots, figures.get("starter_bytes", 0), now)
         if self.slot_memory.restart_reason and not self._draining:
             self._ledger.effects.append(Say(f"the worker drains and restarts: {self.slot_memory.restart_reason}"))
             self._start_draining(now)
 
     def _no_room(self, request: int, reason: str) -> None:
         """Whoever asked for that segment does not get one."""
-        self.room.made(request, "")
         if self.supply.awaits_segment(request):
             self.supply.segment_failed(request, reason)
         else:
@@ -403,7 +400,6 @@ class Agent:
                 **self.workforce.actors.figures(),
                 **self.workforce.threads.figures(),
                 "coroutines": self.workforce.coroutines.count,
-                **self._figures,
                 **self.memory.figures(),
                 "intake_paused": self.workforce.crowded,
                 "spill_problem": self.spilling.problem if self.workforce.crowded else "",

@@ -18,8 +18,6 @@ A value is counted by its own size. What is measured is up to two seconds old.
 
 from __future__ import annotations
 
-from typing import Any
-
 from cluster.worker.values import Segment, Values
 
 __all__ = ["Memory"]
@@ -41,8 +39,7 @@ class Memory:
         self.spilling_bytes = 0
         self._values = values
         self._disk_prefixes = disk_prefixes
-        self._asked: dict[int, int] = {}  # by request: segments that are wanted
-        self._given: dict[int, bool] = {}  # … and are being made: whether in memory
+        self._given: dict[int, tuple[int, bool]] = {}  # by request: what is being made, and whether on disk
         self._promised: dict[str, int] = {}  # by path: made, and without a value
 
     @property
@@ -57,14 +54,24 @@ class Memory:
         return own + self.open_segment_bytes + self.arriving_bytes
 
     @property
+    def used_bytes(self) -> int:
+        """All that is in use."""
+        return self.given_bytes + self.unshared_bytes
+
+    @property
     def own_bytes(self) -> int:
         """What the agent and its starter hold that is no value."""
         return max(0, self.agent_bytes - self._values.small_bytes)
 
     @property
+    def disk_bytes(self) -> int:
+        """Values in files on disk."""
+        return self._values.disk_bytes
+
+    @property
     def fullness(self) -> float:
         """The part of the limit that is in use."""
-        return (self.given_bytes + self.unshared_bytes) / self.limit_bytes
+        return self.used_bytes / self.limit_bytes
 
     def figures(self) -> dict[str, int]:
         """For the heartbeat."""
@@ -83,61 +90,43 @@ class Memory:
             "spilling_bytes": self.spilling_bytes,
         }
 
-    def measured(self, figures: dict[str, Any]) -> None:
+    def measured(self, figures: dict[str, int]) -> None:
         """The shell has looked at the processes."""
-        self.slot_bytes = int(figures.get("slot_bytes", 0))
-        self.agent_bytes = int(figures.get("agent_bytes", 0))
-        self.free_segment_bytes = int(figures.get("free_segment_bytes", 0))
-        self.open_segment_bytes = int(figures.get("open_segment_bytes", 0))
+        self.slot_bytes = figures.get("slot_bytes", 0)
+        self.agent_bytes = figures.get("agent_bytes", 0)
+        self.free_segment_bytes = figures.get("free_segment_bytes", 0)
+        self.open_segment_bytes = figures.get("open_segment_bytes", 0)
         # What the store has and the machine does not know: values on their way here.
-        self.arriving_bytes = max(0, int(figures.get("store_bytes", 0)) - self.given_bytes)
+        self.arriving_bytes = max(0, figures.get("store_bytes", 0) - self.given_bytes)
 
     # ------------------------------------------------------------------ segments without a value
 
-    def asked(self, request: int, nbytes: int) -> None:
-        """A segment is wanted."""
-        self._asked[request] = nbytes
-
-    def given(self, request: int, *, on_disk: bool) -> None:
-        """It may be made now, in memory or on disk."""
-        self._given[request] = not on_disk
-        if on_disk:
-            self.promised_disk_bytes += self._asked[request]
-        else:
-            self.promised_bytes += self._asked[request]
+    def given(self, request: int, nbytes: int, *, on_disk: bool) -> None:
+        """A segment may be made, in memory or on disk."""
+        self._given[request] = nbytes, on_disk
+        self._count_promise(nbytes, on_disk)
 
     def made(self, request: int, path: str) -> None:
         """It is there; an empty path: there is no room for it."""
-        nbytes = self._asked.pop(request)
-        if self._given.pop(request):
-            self.promised_bytes -= nbytes
-        else:
-            self.promised_disk_bytes -= nbytes
+        nbytes, on_disk = self._given.pop(request)
+        self._count_promise(-nbytes, on_disk)
         if path:
             self._promised[path] = nbytes
-            self._count_promise(path, nbytes)
-
-    def promise(self, request: int) -> int:
-        """What was promised to that request, in memory."""
-        return self._asked[request] if self._given[request] else 0
-
-    @property
-    def disk_bytes(self) -> int:
-        """Values in files on disk."""
-        return self._values.disk_bytes
+            self._count_promise(nbytes, self._lies_on_disk(path))
 
     def recount_promised(self) -> int:
         """What is promised, counted anew."""
-        asked = sum(nbytes for request, nbytes in self._asked.items() if self._given.get(request))
-        return asked + sum(nbytes for path, nbytes in self._promised.items() if not self._lies_on_disk(path))
+        given = sum(nbytes for nbytes, on_disk in self._given.values() if not on_disk)
+        return given + sum(nbytes for path, nbytes in self._promised.items() if not self._lies_on_disk(path))
 
     def segment(self, path: str, nbytes: int) -> Segment:
         """The segment holds a value now, or nothing that anybody wants: it is promised no more."""
-        self._count_promise(path, -self._promised.pop(path, 0))
-        return Segment(path, nbytes, self._lies_on_disk(path))
+        on_disk = self._lies_on_disk(path)
+        self._count_promise(-self._promised.pop(path, 0), on_disk)
+        return Segment(path, nbytes, on_disk)
 
-    def _count_promise(self, path: str, nbytes: int) -> None:
-        if self._lies_on_disk(path):
+    def _count_promise(self, nbytes: int, on_disk: bool) -> None:
+        if on_disk:
             self.promised_disk_bytes += nbytes
         else:
             self.promised_bytes += nbytes

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 
 from cluster.wire import messages
 from cluster.worker.ledger import Ledger
-from cluster.worker.values import value_key
+from cluster.worker.values import value_key, value_name
 
 __all__ = ["Replicas"]
-
-_ROW_MASK = (1 << 32) - 1
 
 
 class Replicas:
@@ -68,7 +66,7 @@ class Replicas:
                 break
             self._short_bytes -= self._sizes[key]
             self._asked.add(key)
-            names += (key & _ROW_MASK, key >> 32)
+            names += value_name(key)
         self._short_bytes = 0
         if names:
             self._ledger.send(messages.DropReplicas(self._ledger.epoch, names))

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from cluster.worker.fetching import Want
 from cluster.worker.spilling import Spilling
+from cluster.worker.values import value_name
 
 __all__ = ["Returning"]
 
@@ -27,7 +28,7 @@ class Returning:
         """A task needs that value."""
         want = self._wants.get(key)
         if want is None:
-            want = self._wants[key] = Want(key & 0xFFFFFFFF, key >> 32, nbytes)
+            want = self._wants[key] = Want(*value_name(key), nbytes)
             want.address = self._own_address
             self._spilling.check(key)
         return want

@@ -31,6 +31,18 @@ _RELIEVED_SECONDS: Final = 0.05
 PATIENCE_SECONDS: Final = 15.0
 
 
+class _Request:
+    """Somebody who asks for a segment: in the line, or with room for it that is being made a segment."""
+
+    __slots__ = ("effect", "given_bytes", "patience_ends", "refused_at_bytes")
+
+    def __init__(self, effect: CreateSegment) -> None:
+        self.effect = effect
+        self.patience_ends: float | None = None  # nothing has become free for it until then: there is no room
+        self.given_bytes = 0  # what segments took when that was looked at last
+        self.refused_at_bytes: int | None = None  # … and when the store had no room for this one
+
+
 class Room:
     """The line of those who ask for segments."""
 
@@ -42,24 +54,20 @@ class Room:
         """Requests that waited in vain, and why; whoever takes them out answers them."""
         self.let_go: Callable[[int], int] = lambda nbytes: 0
         """Asks for so much memory from those who hold what others hold too; how much they will give."""
-        self._line: deque[CreateSegment] = deque()
-        self._given: dict[int, CreateSegment] = {}  # answers to come
-        self._patience: dict[int, tuple[float, int]] = {}  # by request: when it ends, and what was in use meanwhile
-        self._refused: dict[int, int] = {}  # by request: what was in use when the store had no room for it
+        self._line: deque[_Request] = deque()
+        self._given: dict[int, _Request] = {}  # answers to come
         self._relieve_at = 0.0
 
     @property
     def is_short(self) -> bool:
         """Whether memory is full and the disk too: no new work should be begun."""
         memory = self._memory
-        used = memory.given_bytes + memory.unshared_bytes
-        return bool(self._spilling.problem) and (bool(self._line) or used > memory.limit_bytes)
+        return bool(self._spilling.problem) and (bool(self._line) or memory.used_bytes > memory.limit_bytes)
 
     @property
     def is_tight(self) -> bool:
         """Whether so much is in use that it should become less."""
-        memory = self._memory
-        return memory.given_bytes + memory.unshared_bytes > SPILL_ABOVE * memory.limit_bytes
+        return self._memory.used_bytes > SPILL_ABOVE * self._memory.limit_bytes
 
     @property
     def next_wakeup(self) -> float | None:
@@ -70,8 +78,7 @@ class Room:
 
     def ask(self, effect: CreateSegment) -> None:
         """Perform that effect as soon as there is room for it; it comes in `serve`."""
-        self._memory.asked(effect.request, effect.nbytes)
-        self._line.append(effect)
+        self._line.append(_Request(effect))
 
     def serve(self, now: float) -> None:
         """Give room to those who can have it; called at the end of each event."""
@@ -80,80 +87,73 @@ class Room:
             self._line.popleft()
         self._relieve(now)
 
-    def _serve(self, request: CreateSegment, now: float) -> bool:
-        memory, spilling = self._memory, self._spilling
-        excess = memory.given_bytes + request.nbytes - self._limit_bytes()
-        refused_at = self._refused.get(request.request)
+    def _serve(self, request: _Request, now: float) -> bool:
+        memory, spilling, nbytes = self._memory, self._spilling, request.effect.nbytes
+        excess = memory.given_bytes + nbytes - self._limit_bytes()
+        refused_at = request.refused_at_bytes
         if refused_at is not None and memory.given_bytes >= refused_at and now < spilling.retry_at:
             return False  # the store had no room, and nothing has become free since
         if excess <= 0:
             self._give(request, on_disk=False)
             return True
-        if not spilling.problem or not self._has_lost_patience(request.request, now):
-            if request.nbytes <= self._limit_bytes() and spilling.free(excess, now):
+        if not spilling.problem or not self._has_lost_patience(request, now):
+            if nbytes <= self._limit_bytes() and spilling.free(excess, now):
                 return False
             if spilling.problem and now < spilling.retry_at:
                 return False
-        if spilling.has_quota(request.nbytes, now):
+        if spilling.has_quota(nbytes, now):
             self._give(request, on_disk=True)
             return True
-        if not self._has_lost_patience(request.request, now):
+        if not self._has_lost_patience(request, now):
             return False
-        self._given[request.request] = request
-        self._memory.given(request.request, on_disk=True)
-        self.refused.append((request.request, f"no room for {format_bytes(request.nbytes)}: {spilling.problem}"))
+        self.refused.append((request.effect.request, f"no room for {format_bytes(nbytes)}: {spilling.problem}"))
         return True
 
-    def _has_lost_patience(self, request: int, now: float) -> bool:
+    def _has_lost_patience(self, request: _Request, now: float) -> bool:
         """Whether nothing has become free for long while that request waited."""
         given_bytes = self._memory.given_bytes
-        ends, before = self._patience.get(request, (now + PATIENCE_SECONDS, given_bytes))
-        if given_bytes < before:
-            ends = now + PATIENCE_SECONDS
-        self._patience[request] = ends, given_bytes
-        return now >= ends
+        if request.patience_ends is None or given_bytes < request.given_bytes:
+            request.patience_ends = now + PATIENCE_SECONDS
+        request.given_bytes = given_bytes
+        return now >= request.patience_ends
 
     def made(self, request: int, path: str) -> None:
-        """The segment is there; an empty path: it could not be made."""
+        """The segment is there."""
         del self._given[request]
-        self._patience.pop(request, None)
-        self._refused.pop(request, None)
         self._memory.made(request, path)
 
     def tries_again(self, request: int, reason: str, now: float) -> bool:
         """The segment could not be made; whether that is no answer yet, since something may become free."""
         memory = self._memory
-        others = memory.given_bytes + memory.disk_bytes - memory.promise(request)
-        if not others or self._has_lost_patience(request, now):
-            return False
         again = self._given.pop(request)
         memory.made(request, "")
-        self._refused[request] = memory.given_bytes
+        if not memory.given_bytes + memory.disk_bytes or self._has_lost_patience(again, now):
+            return False
+        again.refused_at_bytes = memory.given_bytes
         self._spilling.stop(now, reason)
-        self.ask(again)
-        self._line.rotate(1)  # it is the first again
+        self._line.appendleft(again)
         return True
 
     def _limit_bytes(self) -> int:
         memory = self._memory
         return max(memory.limit_bytes - memory.unshared_bytes, int(memory.limit_bytes * _VALUES_PART))
 
-    def _give(self, request: CreateSegment, *, on_disk: bool) -> None:
-        self._memory.given(request.request, on_disk=on_disk)
-        self._given[request.request] = request
-        self._ledger.effects.append(request._replace(on_disk=on_disk))
+    def _give(self, request: _Request, *, on_disk: bool) -> None:
+        effect = request.effect
+        self._memory.given(effect.request, effect.nbytes, on_disk=on_disk)
+        self._given[effect.request] = request
+        self._ledger.effects.append(effect._replace(on_disk=on_disk))
 
     def _relieve(self, now: float) -> None:
         memory = self._memory
-        used = memory.given_bytes + memory.unshared_bytes
+        used = memory.used_bytes
         excess = min(used + memory.free_segment_bytes - memory.limit_bytes, memory.free_segment_bytes)
         if excess > 0:
             memory.free_segment_bytes -= excess  # until it is measured again
             self._ledger.effects.append(ShrinkSegments(excess))
-        if used > SPILL_ABOVE * memory.limit_bytes and memory.given_bytes and now >= self._relieve_at:
+        if self.is_tight and memory.given_bytes and now >= self._relieve_at:
             self._relieve_at = now + _RELIEVED_SECONDS
-            if self.let_go(used - int(SPILL_DOWN_TO * memory.limit_bytes)) > used - SPILL_ABOVE * memory.limit_bytes:
+            wanted = used - int(SPILL_DOWN_TO * memory.limit_bytes)
+            if self.let_go(wanted) > used - SPILL_ABOVE * memory.limit_bytes:
                 return  # copies of what others hold go first
-            self._spilling.free(
-                used - int(SPILL_DOWN_TO * memory.limit_bytes), now, needed_too=used > memory.limit_bytes
-            )
+            self._spilling.free(wanted, now, needed_too=used > memory.limit_bytes)

@@ -12,9 +12,11 @@ process that has grown, which nothing here can mend, the worker drains and start
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from cluster.units import format_bytes
+from cluster.worker.actors import FIRST_ACTOR
 from cluster.worker.events import KillSlot, Say, TrimSlot
 from cluster.worker.slots import MemoryEnd, Slot, SlotState
 
@@ -52,7 +54,6 @@ class SlotMemory:
         self._room = room
         self._least_bytes = 0  # what a slot holds that has not grown
         self._trimmed_at: dict[int, float] = {}
-        self._idle_trimmed: set[int] = set()  # since they last had a task
         self._above_since: float | None = None
         self._helpless_since: float | None = None
         self._first_own_bytes = 0
@@ -62,7 +63,6 @@ class SlotMemory:
     def started(self, index: int) -> None:
         """A new process runs in that slot."""
         self._trimmed_at.pop(index, None)
-        self._idle_trimmed.discard(index)
 
     def measured(self, slots: dict[int, int], new_bytes: int, now: float) -> None:
         """The processes of slots hold so much; `new_bytes`: what a new one would."""
@@ -77,23 +77,22 @@ class SlotMemory:
         self._judge_the_agent(now)
 
     def _trim(self, slot: Slot, is_short: bool, now: float) -> None:
-        idle = self._workforce.threads.idle(slot)
-        if not idle:
-            self._idle_trimmed.discard(slot.index)
-        is_long_idle = idle and now - slot.front_since >= _IDLE_SECONDS and slot.index not in self._idle_trimmed
-        if not is_long_idle and not is_short:
-            return
-        if now - self._trimmed_at.get(slot.index, -_TRIMMED_SECONDS) < _TRIMMED_SECONDS:
-            return
-        if idle:
-            self._idle_trimmed.add(slot.index)
-        self._trimmed_at[slot.index] = now
-        self._ledger.effects.append(TrimSlot(slot.index, idle))
+        threads = self._workforce.threads
+        idle = threads.idle(slot)
+        idle_since = max(one.front_since for one in threads.members(slot))
+        trimmed_at = self._trimmed_at.get(slot.index, -math.inf)
+        # Once is enough as long as it has no further task.
+        is_long_idle = idle and now - idle_since >= _IDLE_SECONDS and trimmed_at < idle_since
+        if (is_long_idle or is_short) and now - trimmed_at >= _TRIMMED_SECONDS:
+            self._trimmed_at[slot.index] = now
+            self._ledger.effects.append(TrimSlot(slot.index, idle))
 
     def trimmed(self, index: int, nbytes: int) -> None:
         """The slot has given back what it could, between two tasks, and holds so much."""
-        slot = next((slot for slot in self._workforce.slots if slot.index == index), None)
-        if slot is None or slot.state is not SlotState.READY or slot.renew:
+        if index >= FIRST_ACTOR:
+            return  # nothing takes its place
+        slot = self._workforce.slots[index]
+        if slot.state is not SlotState.READY or slot.renew:
             return
         grown = nbytes - self._least_bytes
         threads = self._workforce.threads
@@ -115,7 +114,7 @@ class SlotMemory:
         """See whether the worker's own processes have grown by half of its limit, which it has passed for long."""
         memory = self._memory
         own_bytes = memory.own_bytes
-        used = memory.given_bytes + memory.unshared_bytes
+        used = memory.used_bytes
         # What it held at first it would hold again: a limit that is too small for that is nothing to start anew for.
         self._first_own_bytes = min(self._first_own_bytes or own_bytes, own_bytes)
         if used <= memory.limit_bytes or own_bytes - self._first_own_bytes < _OWN_PART * memory.limit_bytes:
@@ -131,7 +130,7 @@ class SlotMemory:
     def _end_the_largest(self, slots: dict[int, int], now: float) -> None:
         """If the worker is above its limit and nothing else helps, end the task in the slot that holds most."""
         memory = self._memory
-        used = memory.given_bytes + memory.unshared_bytes
+        used = memory.used_bytes
         if used <= memory.limit_bytes or memory.spilling_bytes:
             self._above_since = None
             return

@@ -21,6 +21,7 @@ from cluster.worker.events import (
     ToPeer,
 )
 from cluster.worker.fetching import Fetching, Want
+from cluster.worker.inputs import keys_taken
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.pieces import PIECE_LIMIT_BYTES
@@ -29,7 +30,7 @@ from cluster.worker.replicas import Replicas
 from cluster.worker.returning import Returning
 from cluster.worker.room import Room
 from cluster.worker.spilling import Spilling
-from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key
+from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key, value_name
 
 __all__ = ["Supply"]
 
@@ -155,13 +156,10 @@ class Supply:
         # An actor that is to be made has its process already; what it takes was compared when that was started.
         if not self._spilling.any or assignment.actor_reference is not None:
             return False
-        for task in range(first, first + count) if assignment.input_starts else (first,):
-            for need in assignment.takes(task):
-                row, attempt = assignment.values[need][:2]
-                if self._spilling.is_unchecked(value_key(attempt, row), now):
-                    self.bring(assignment, now, first, count)
-                    return True
-        return False
+        if not any(self._spilling.is_unchecked(key, now) for key in keys_taken(assignment, first, count)):
+            return False
+        self.bring(assignment, now, first, count)
+        return True
 
     def stop_waiting(self, assignment: Assignment, index: int) -> bool:
         """Take one task out; False if it is not among those that wait."""
@@ -257,10 +255,11 @@ class Supply:
         self.finish_freeing()
         dropped, kept = self.replicas.answered(message)
         for key in dropped:
-            self.free([key >> 32, key & 0xFFFFFFFF, 1])
+            row, attempt = value_name(key)
+            self.free([attempt, row, 1])
         self.finish_freeing()
         for key in kept:
-            self._held += (key & 0xFFFFFFFF, key >> 32, self.replicas.size(key))
+            self._held += (*value_name(key), self.replicas.size(key))
 
     def segment_created(self, request: int, path: str) -> None:
         """The segment for a value that came as bytes is there, with the bytes in it."""
@@ -365,7 +364,7 @@ class Supply:
     def spilled_checked(self, event: SpilledChecked, now: float) -> None:
         """A spilled value was compared: who needs it goes on, or has lost it."""
         key = event.key
-        row, attempt = key & 0xFFFFFFFF, key >> 32
+        row, attempt = value_name(key)
         if not event.reason:
             if self._spilling.checked(key, event.path, event.new_path, now):
                 want = self.returning.take(key)

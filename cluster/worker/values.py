@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeAlias
 
-__all__ = ["SMALL_VALUE_BYTES", "Holding", "Segment", "Values", "value_key"]
+__all__ = ["SMALL_VALUE_BYTES", "Holding", "Segment", "Values", "value_key", "value_name"]
 
 # Up to here a value is bytes inside the agent; above, it has a segment of its own (DESIGN 5).
 SMALL_VALUE_BYTES: Final = 64 * 1024
@@ -25,6 +25,11 @@ Holding: TypeAlias = "bytes | Segment"
 def value_key(attempt: int, row: int) -> int:
     """One small integer for a value's name: a tuple would take 90 bytes more for each of a million values."""
     return attempt << 32 | row
+
+
+def value_name(key: int) -> tuple[int, int]:
+    """The (row, attempt) of a key."""
+    return key & 0xFFFFFFFF, key >> 32
 
 
 # Many small dictionaries and not one, which would stop the agent for 30 ms whenever it grows past another million.

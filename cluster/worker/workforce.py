@@ -484,11 +484,10 @@ class Workforce:
             slot.taking_back = True
             self._ledger.effects.append(TakeBack(slot.index))
 
-    def ask_all_back(self) -> bool:
-        """Take back whatever is in the pipes; False if there can be nothing."""
+    def ask_all_back(self) -> None:
+        """Take back whatever is in the pipes."""
         for slot in self.slots:
             self.ask_back(slot)
-        return self.taking_back
 
     @property
     def taking_back(self) -> bool:
