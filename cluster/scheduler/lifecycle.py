@@ -31,7 +31,6 @@ from cluster.scheduler.lineage import Lineage
 from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.recomputing import cannot_recompute
-from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.table import (
     ABANDONED,
     DELIVERED,
@@ -112,7 +111,7 @@ class Lifecycle:
             table = self.ledger.table
             table.state[row] = FINISHED
             self.ledger.contains[row] = list(table.inputs_of(row))
-            self._wake_dependents(row)
+            self.linked.wake(row, row + 1)
             self._settle(row)
         elif run.calls_actor:
             self.actors.startable(row, run)
@@ -169,59 +168,21 @@ class Lifecycle:
 
     def finished(self, row: int, worker: WorkerRecord, nbytes: int, piece: bytes) -> None:
         """A granted row has its value on `worker`; `piece` is the value if it came along."""
-        table = self.ledger.table
-        run = table.run_of[row]
-        assert run is not None
-        table.state[row] = FINISHED
-        table.holder[row] = worker.index
-        table.nbytes[row] = nbytes
-        worker.held_values += 1
-        worker.held_bytes += nbytes
-        if nbytes > SMALL_BYTES:
-            holdings.note(self.ledger, row)
-        if self.ledger.suspects:
-            self.ledger.acquit(row)
-        if row in self.ledger.parents:
+        ledger = self.ledger
+        run = ledger.run(row)
+        if ledger.suspects:
+            ledger.acquit(row)
+        if row in ledger.parents:
             self.nesting.run_ended(row)
         if run.calls_actor:
             self.actors.call_left(row, run)
         elif run.makes_actor:
             self.actors.made(row, run, worker)
-        self._tell_value(row, run, piece)
-        if table.first_edge[row] >= 0:
-            self._wake_dependents(row)
-        if run.dependency_starts is not None:
-            self.leave_inputs(row)
-        self._settle(row)
-
-    def _tell_value(self, row: int, run: Run, piece: bytes) -> None:
-        """Tell those who want the row that its value exists."""
-        ledger = self.ledger
-        flags = ledger.table.flags
-        if flags[row] & OWNER_WANTS:
-            client = run.client
-            carried = b"" if client.congested else piece
-            ledger.tell_finished(client, run.first_number + row - run.start, carried)
-            if carried and client.connected:
-                flags[row] |= DELIVERED
-        if row in ledger.aliases_of:
-            for client, number in ledger.aliases_of[row]:
-                ledger.tell_finished(client, number, b"" if client.congested else piece)
-
-    def _wake_dependents(self, row: int) -> None:
-        """The row's value exists: dependents that waited for it last become ready, in the order of submission."""
-        table = self.ledger.table
-        state, waiting, run_of = table.state, table.waiting, table.run_of
-        woken = []
-        for dependent in table.dependents(row):
-            if state[dependent] == WAITING:
-                waiting[dependent] -= 1
-                if waiting[dependent] == 0:
-                    woken.append(dependent)
-        for dependent in reversed(woken):  # edges are kept newest first
-            run = run_of[dependent]
-            assert run is not None
-            self._may_start(dependent, run)
+        self.linked.finish(worker, run, row, array("q", (nbytes,)), array("I", (0, len(piece))), piece)
+        for client, number in ledger.aliases_of.get(row, ()):
+            ledger.tell_finished(client, number, b"" if client.congested else piece)
+        if row in ledger.locating:
+            self.answer_locating(row)
 
     def leave_inputs(self, row: int) -> None:
         """An unfinished task ended: it no longer holds its inputs' values."""
@@ -527,11 +488,7 @@ class Lifecycle:
 
     def _forget(self, row: int, run: Run) -> None:
         """Free a row that nobody holds and nobody would need again; its ancestors that only it needed come next."""
-        ledger, table = self.ledger, self.ledger.table
-        if not table.flags[row] & NO_RECIPE:
-            for source in table.inputs_of(row):
-                if table.drop_heir(source) == 0 and table.holds[source] == 0:
-                    self._unneeded.append(source)
+        ledger = self.ledger
         if ledger.suspects:
             ledger.acquit(row)
         for facts in (
@@ -548,8 +505,7 @@ class Lifecycle:
             self.answer_locating(row)
         if run.makes_actor:
             self.actors.forget(row)
-        if table.free(row):
-            self._forget_run(run)
+        self.linked.forget(row, run)
 
     def _forget_run(self, run: Run) -> None:
         if run.is_join:

@@ -1,9 +1,9 @@
-"""Plain rows of graphs, many at a time: what `Lifecycle` does row by row, done in one loop over a report's rows.
+"""Spans of a graph's rows: what their ends and their releases drag along, in one loop over a report's rows.
 
-Plain rows are those about which no side table says anything. The states that they pass through, the holds, the notices
-and the orders are those of `lifecycle.py`; the gain is that what is equal for a span is decided once, and that the rows
-which a span wakes become ready as spans again. For a tree of half a million tasks that is a third of the scheduler's
-time.
+Here is what is the same for all rows: holds, heirs, notices, who becomes ready. What side tables say of some row,
+`lifecycle.py` sees to, and comes here with that one row; *plain* rows, of which they say nothing, come many at a time.
+What is equal for a span is then decided once, and the rows which it wakes become ready as spans again. For a tree of
+half a million tasks that is a third of the scheduler's time.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LinkedRows:
     def finish(
         self, worker: WorkerRecord, run: Run, first: int, sizes: array[int], offsets: array[int], blob: bytes
     ) -> None:
-        """Plain granted rows of a run, from `first` on, have values of those sizes; `offsets`: in `blob`, or empty."""
+        """Granted rows of a run, from `first` on, have values of those sizes; `offsets`: in `blob`, or empty."""
         table = self._ledger.table
         stop = first + len(sizes)
         table.state[first:stop] = bytes((FINISHED,)) * len(sizes)
@@ -87,7 +87,7 @@ class LinkedRows:
             for row in range(first, stop):
                 holdings.note(self._ledger, row)
         if run.has_dependents:
-            self._wake(first, stop)
+            self.wake(first, stop)
         holds, unneeded = table.holds, self._unneeded
         # The list is worked off from its end, and rows that rise make one order to free them.
         unneeded.extend([row for row in range(stop - 1, first - 1, -1) if not holds[row]])
@@ -119,7 +119,7 @@ class LinkedRows:
                 flags[row] &= ~KEPT
                 holds[row] -= 1
 
-    def _wake(self, first: int, stop: int) -> None:
+    def wake(self, first: int, stop: int) -> None:
         """Dependents that waited for one of these rows last become ready, in the order of submission."""
         table = self._ledger.table
         state, waiting, run_of = table.state, table.waiting, table.run_of
@@ -153,7 +153,7 @@ class LinkedRows:
                 self._may_start(row, run)
                 continue
             preferred = home(ledger, row, run)
-            if row == stop and run is listed and preferred == owner:
+            if row == stop and run is listed and preferred == owner and not ledger.suspects:  # these stand apart
                 stop += 1
                 continue
             if listed is not None:
@@ -191,18 +191,19 @@ class LinkedRows:
                 if heirs[row]:
                     lineage.enter(row, run)
                 else:
-                    self._forget(row, run)
+                    self.forget(row, run)
             elif row_state == RELEASED and not heirs[row]:
                 unneeded.pop()
                 lineage.leave(row, run)
-                self._forget(row, run)
+                self.forget(row, run)
             else:
                 break
             limit -= 1
         freed.order()
         return limit
 
-    def _forget(self, row: int, run: Run) -> None:
+    def forget(self, row: int, run: Run) -> None:
+        """Free a row of which no side table says anything; its ancestors that only it needed come next."""
         table = self._ledger.table
         starts = run.dependency_starts
         if starts is not None and not table.flags[row] & NO_RECIPE:
