@@ -116,7 +116,8 @@ class LocalCluster:
         if self._adaptation is not None:
             self._adaptation.adapting.minimum, self._adaptation.adapting.maximum = minimum, maximum
             return
-        self._adaptation = Adaptation(self, Adapting(minimum, maximum, self.slots, self.memory_limit_bytes))
+        tasks_at_once = self.slots * self.threads
+        self._adaptation = Adaptation(self, Adapting(minimum, maximum, tasks_at_once, self.memory_limit_bytes))
 
     def forget_ended(self) -> set[str]:
         """Forget workers whose processes have ended; the names of the others."""

@@ -45,6 +45,23 @@ def test_workers_come_with_work_and_go_without_losing_values(tmp_path: Path) -> 
         client.wait_for_workers(2, timeout=60)
 
 
+def test_a_worker_with_threads_counts_for_as_many_tasks_as_it_runs_at_once(tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=0, slots=1, threads=2, memory_limit="1GB") as cluster,
+        Client(cluster) as client,
+        ExitStack() as stack,
+    ):
+        cluster.adapt(minimum=0, maximum=2)
+        gates = [stack.enter_context(Gate(tmp_path / f"gate-{number}")) for number in range(2)]
+        futures = [client.submit(wait_at, gate.path) for gate in gates]
+        for gate in gates:
+            gate.wait_until_reached()
+        assert len(cluster.workers) == 1
+        for gate in gates:
+            gate.open()
+        client.gather(futures)
+
+
 def test_bounds_that_mean_nothing_are_refused() -> None:
     with LocalCluster(n_workers=0) as cluster:
         with pytest.raises(ValueError, match="minimum must be a number of workers"):
