@@ -113,12 +113,12 @@ class Placement:
         ledger = self.ledger
         self._now = now
         self._grants_left = GRANTS_PER_STEP
-        self._in_vain.clear()
-        self._all_in_vain = False
-        self.admission.begin_step()
         if self.full:
             self._look_at_full()
         if ledger.ready_rows:
+            self._in_vain.clear()
+            self._all_in_vain = False
+            self.admission.begin_step()
             # Who holds the inputs comes first, but a free slot comes before a place in a line.
             self._serve_preferred(self.idle, now, search)
             self._serve(self.idle, now, search)
@@ -153,7 +153,6 @@ class Placement:
         while workers and self.ledger.ready_rows and self._grants_left > 0:
             index, worker = next(iter(workers.items()))
             del workers[index]
-            self.admission.refused = False
             if self._grant_next(worker, now, search):
                 continue
             if self._all_in_vain:  # no task asks for any worker in particular, so the others would find nothing either
@@ -178,12 +177,12 @@ class Placement:
         def one(run: Run) -> int:
             return min(1, self.admission.limit(run, worker, now))
 
-        if worker.hungry and self._grant_child(worker, now):
-            return True
-
         def judge(run: Run) -> Callable[[int], bool] | None:
             return self.admission.judge(run, worker, now)
 
+        self.admission.refused = False
+        if worker.hungry and self._grant_child(worker, now):
+            return True
         lanes = self._lanes_by_turn(worker, now)
         alike = None if any(_differs_by_worker(lane) for lane in lanes) else tuple(map(id, lanes))
         if alike is not None and self._in_vain.get(alike, 0) >= IN_VAIN_LIMIT:
