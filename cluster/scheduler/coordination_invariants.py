@@ -21,37 +21,37 @@ def check_coordination(coordination: Coordination) -> None:
     waiting: set[int] = set()
     leases: dict[int, Leases] = {}
     for (kind, name), target in coordination.objects.items():
-        _expect((target.kind, target.name) == (kind, name), f"{kind} {name!r} is listed under another name")
-        _expect(not target.is_unused, f"{kind} {name!r} is used by nobody and was not forgotten")
+        assert (target.kind, target.name) == (kind, name), f"{kind} {name!r} is listed under another name"
+        assert not target.is_unused, f"{kind} {name!r} is used by nobody and was not forgotten"
         for line in target.lines:
             for request in line:
                 waiting.add(id(request))
-                _expect(request.outcome is None and request.target is target, f"{name!r} has an answered one in line")
+                assert request.outcome is None and request.target is target, f"{name!r} has an answered one in line"
                 known = request.party.requests.get(request.number) is request
-                _expect(known, f"{name!r} lets a request wait that its client does not have")
+                assert known, f"{name!r} lets a request wait that its client does not have"
         _check_heads(target)
         if isinstance(target, Leases):
-            _expect(len(target.taken) <= target.most, f"{name!r} has {len(target.taken)} holders, not {target.most}")
+            assert len(target.taken) <= target.most, f"{name!r} has {len(target.taken)} holders, not {target.most}"
             for fence, lease in target.taken.items():
-                _expect(fence not in leases and lease.fence == fence, f"fence {fence} is there twice")
-                _expect(lease.party.leases.get(fence) is lease, f"the holder of {name!r} does not know it")
+                assert fence not in leases and lease.fence == fence, f"fence {fence} is there twice"
+                assert lease.party.leases.get(fence) is lease, f"the holder of {name!r} does not know it"
                 leases[fence] = target
     for identity, party in coordination.parties.items():
-        _expect(party.client.identity == identity, f"client {party.client.name} is listed under another identity")
+        assert party.client.identity == identity, f"client {party.client.name} is listed under another identity"
         for fence, lease in party.leases.items():
-            _expect(leases.get(fence) is lease.leases, f"client {party.client.name} has lease {fence} of nothing")
+            assert leases.get(fence) is lease.leases, f"client {party.client.name} has lease {fence} of nothing"
             if not party.client.connected:
-                _expect((lease.lapses_at, id(lease)) in timers, f"the lease {fence} of a lost client would never end")
+                assert (lease.lapses_at, id(lease)) in timers, f"the lease {fence} of a lost client would never end"
         for lease in party.leases.values():
-            _expect(_is_bound(coordination, lease.request), f"the lease {lease.fence} would outlive its task")
+            assert _is_bound(coordination, lease.request), f"the lease {lease.fence} would outlive its task"
         for request in party.requests.values():
             if request.outcome is None:
-                _expect(party.client.connected, f"client {party.client.name} is lost, and waits")
-                _expect(id(request) in waiting, f"request {request.number} of {party.client.name} was forgotten")
+                assert party.client.connected, f"client {party.client.name} is lost, and waits"
+                assert id(request) in waiting, f"request {request.number} of {party.client.name} was forgotten"
                 timed = request.deadline is None or (request.deadline, id(request)) in timers
-                _expect(timed, f"request {request.number} of {party.client.name} would never time out")
+                assert timed, f"request {request.number} of {party.client.name} would never time out"
                 bound = _is_bound(coordination, request)
-                _expect(bound, f"request {request.number} of {party.client.name} would wait longer than its task runs")
+                assert bound, f"request {request.number} of {party.client.name} would wait longer than its task runs"
     _check_values(coordination)
 
 
@@ -73,10 +73,10 @@ def _check_heads(target: Named) -> None:
         free = bool(target.items)
         putter = next(iter(target.lines[1]), None)
         room = putter is not None and not 0 < putter.arguments[0] <= len(target.items)
-        _expect(not room, f"somebody waits to put into {target.name!r}, which has room")
+        assert not room, f"somebody waits to put into {target.name!r}, which has room"
     else:
         free = False
-    _expect(not (free and target.lines[0]), f"somebody waits for {target.kind} {target.name!r}, and need not")
+    assert not (free and target.lines[0]), f"somebody waits for {target.kind} {target.name!r}, and need not"
 
 
 def _check_values(coordination: Coordination) -> None:
@@ -88,13 +88,13 @@ def _check_values(coordination: Coordination) -> None:
     rows: Counter[int] = Counter()
     nbytes = sum(OVERHEAD_BYTES + len(name) for _, name in coordination.objects)
     for identity, value in values.items():
-        _expect(value.users == users[identity], f"a value counts {value.users} users, and has {users[identity]}")
+        assert value.users == users[identity], f"a value counts {value.users} users, and has {users[identity]}"
         rows.update(value.rows)
         nbytes += value.nbytes
     kept = coordination.ledger.kept_rows
-    _expect(kept == dict(rows), f"the ledger says that {kept} are kept, and {dict(rows)} are")
+    assert kept == dict(rows), f"the ledger says that {kept} are kept, and {dict(rows)} are"
     counted = coordination.values.nbytes
-    _expect(counted == nbytes, f"{counted} bytes are counted, and {nbytes} are kept")
+    assert counted == nbytes, f"{counted} bytes are counted, and {nbytes} are kept"
 
 
 def _used(coordination: Coordination) -> Iterator[KeptValue]:
@@ -112,8 +112,3 @@ def _carried(request: Request) -> Iterator[KeptValue]:
     if request.brought is not None:
         yield request.brought
     yield from request.taken
-
-
-def _expect(condition: bool, fault: str) -> None:
-    if not condition:
-        raise AssertionError(fault)

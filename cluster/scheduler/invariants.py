@@ -22,6 +22,7 @@ from cluster.scheduler.memory_invariants import check_memory
 from cluster.scheduler.nesting_invariants import check_parents
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import ANYWHERE, Lane
+from cluster.scheduler.spreading import CLIENT
 from cluster.scheduler.table import (
     DELIVERED,
     FAILED,
@@ -113,26 +114,23 @@ def check(ledger: Ledger) -> None:
 def check_empty(ledger: Ledger) -> None:
     """After everything was released and every client has left: nothing of it remains anywhere."""
     table = ledger.table
-    _expect(table.rows_used == 0, f"{table.rows_used} rows are still in use")
+    assert table.rows_used == 0, f"{table.rows_used} rows are still in use"
     for name in (
         "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "suspects", "contains",
         "kept_rows", "aliases_of", "pushing", "spreads", "copying", "uncopied", "locating", "deferred", "parents",
         "actors",
     ):  # fmt: skip
         kept = getattr(ledger, name)
-        _expect(not kept, f"ledger.{name} still has {len(kept)} entries: {kept}")
-    _expect(not table.replicas and not table.stale_edges, "the table still lists replicas or stale edges")
-    _expect(not table.walked, "the table still protects edges that nobody walks along")
-    _expect(_count_free_edges(table) == len(table.edge_row), "not every edge went back to the free list")
-    _expect(ledger.ready_rows == 0, "rows are still counted as ready")
+        assert not kept, f"ledger.{name} still has {len(kept)} entries: {kept}"
+    assert not table.replicas and not table.stale_edges, "the table still lists replicas or stale edges"
+    assert not table.walked, "the table still protects edges that nobody walks along"
+    assert _count_free_edges(table) == len(table.edge_row), "not every edge went back to the free list"
+    assert ledger.ready_rows == 0, "rows are still counted as ready"
     for worker in ledger.workers.values():
         facts = (worker.held_values, worker.held_bytes, worker.outstanding, len(worker.grants), len(worker.stopping))
-        _expect(
-            facts == (0, 0, 0, 0, 0), f"worker {worker.name} still has (values, bytes, tasks, grants, stops) {facts}"
-        )
-        _expect(
-            all(math.isclose(worker.available[name], amount) for name, amount in worker.resources.items()),
-            f"worker {worker.name} has {worker.available} of its resources {worker.resources}",
+        assert facts == (0, 0, 0, 0, 0), f"worker {worker.name} still has (values, bytes, tasks, grants, stops) {facts}"
+        assert all(math.isclose(worker.available[name], amount) for name, amount in worker.resources.items()), (
+            f"worker {worker.name} has {worker.available} of its resources {worker.resources}"
         )
 
 
@@ -140,27 +138,20 @@ def check_placement(placement: Placement) -> None:
     """Compare the lists of workers by room with each worker's own figures."""
     for name, listed in (("idle", placement.idle), ("roomy", placement.roomy), ("surplus", placement.surplus)):
         for index, worker in listed.items():
-            _expect(worker.index == index, f"{name} lists worker {worker.index} as {index}")
-            _expect(index in placement.ledger.workers, f"{name} lists worker {worker.name}, which is gone")
+            assert worker.index == index, f"{name} lists worker {worker.index} as {index}"
+            assert index in placement.ledger.workers, f"{name} lists worker {worker.name}, which is gone"
     for index, worker in placement.ledger.workers.items():
         idle = not worker.draining and worker.outstanding < worker.slots and not worker.is_full
-        _expect((index in placement.full) == worker.is_full, f"worker {worker.name} is wrongly listed as full, or not")
-        _expect(
-            (index in placement.idle) == idle,
+        assert (index in placement.full) == worker.is_full, f"worker {worker.name} is wrongly listed as full, or not"
+        assert (index in placement.idle) == idle, (
             f"worker {worker.name} has {worker.outstanding} tasks on {worker.slots} slots, and is "
-            f"{'not ' if idle else ''}listed as idle",
+            f"{'not ' if idle else ''}listed as idle"
         )
         surplus = worker.outstanding > worker.slots and not worker.lost
-        _expect(
-            (index in placement.surplus) == surplus,
+        assert (index in placement.surplus) == surplus, (
             f"worker {worker.name} has {worker.outstanding} tasks on {worker.slots} slots, and is "
-            f"{'not ' if surplus else ''}listed with a surplus",
+            f"{'not ' if surplus else ''}listed with a surplus"
         )
-
-
-def _expect(condition: bool, text: str) -> None:
-    if not condition:
-        raise AssertionError(text)
 
 
 def _fault(ledger: Ledger, row: int, text: str) -> NoReturn:
@@ -186,7 +177,7 @@ def _check_runs(ledger: Ledger) -> list[int]:
         table.flags, table.attempt, table.run_of, table.waiting, table.holds, table.heirs, table.holder, table.nbytes,
         table.first_edge,
     )  # fmt: skip
-    _expect(all(len(column) == len(table) for column in columns), "the table's columns differ in length")
+    assert all(len(column) == len(table) for column in columns), "the table's columns differ in length"
     live: list[int] = []
     seen: dict[int, Run] = {}
     total = row = 0
@@ -209,24 +200,24 @@ def _check_runs(ledger: Ledger) -> list[int]:
         live += range(row, stop) if found == run.count else (r for r in range(row, stop) if table.state[r] != FREE)
         total += run.count
         row = stop
-    _expect(total == table.rows_used, f"{table.rows_used} rows are said to be in use, and {total} are")
+    assert total == table.rows_used, f"{table.rows_used} rows are said to be in use, and {total} are"
     by_client = {run.identity: run for client in ledger.clients.values() for run in client.all_runs()}
     submitted = {identity: run for identity, run in seen.items() if not run.is_join}
-    _expect(by_client == submitted, "the clients' runs are not those of the table")
+    assert by_client == submitted, "the clients' runs are not those of the table"
     return live
 
 
 def _check_space(table: Table) -> None:
     free = {row for row, run in enumerate(table.run_of) if run is None}
     spans = table._free_count
-    _expect(table._free_start == {start + count: start for start, count in spans.items()}, "free spans disagree")
+    assert table._free_start == {start + count: start for start, count in spans.items()}, "free spans disagree"
     covered: set[int] = set()
     for start, count in spans.items():
         span = set(range(start, start + count))
-        _expect(span <= free and covered.isdisjoint(span), f"the free span {start}+{count} overlaps something")
-        _expect(start in table._free_by_class[count.bit_length() - 1], f"the free span {start}+{count} is in no list")
+        assert span <= free and covered.isdisjoint(span), f"the free span {start}+{count} overlaps something"
+        assert start in table._free_by_class[count.bit_length() - 1], f"the free span {start}+{count} is in no list"
         covered |= span
-    _expect(covered == free, f"rows {sorted(free - covered)} are neither used nor listed as free")
+    assert covered == free, f"rows {sorted(free - covered)} are neither used nor listed as free"
 
 
 def _count_free_edges(table: Table) -> int:
@@ -259,7 +250,7 @@ def _check_edges(ledger: Ledger, live: list[int]) -> None:
             if run is not None and run.identity == edge_run[edge] and state[dependent] != FREE:
                 edges[row, dependent] = edges.get((row, dependent), 0) + 1
             edge = edge_next[edge]
-    _expect(used + _count_free_edges(table) == len(edge_row), "edges were lost")
+    assert used + _count_free_edges(table) == len(edge_row), "edges were lost"
     for row in live:
         inputs = table.inputs_of(row)
         if not inputs:
@@ -361,19 +352,19 @@ def _check_ready(ledger: Ledger, live: list[int]) -> None:
             ready.setdefault(run.identity, []).append(row)
             per_client[run.client.identity] += 1
             per_lane[id(ledger.lane_of(row, run))] += 1
-    _expect(ledger.ready_rows == sum(per_client.values()), f"{ledger.ready_rows} rows are said to be ready")
+    assert ledger.ready_rows == sum(per_client.values()), f"{ledger.ready_rows} rows are said to be ready"
     for client in ledger.clients.values():
         found = per_client[client.identity]
-        _expect(client.ready_rows == found, f"client {client.name} counts {client.ready_rows} ready rows, has {found}")
+        assert client.ready_rows == found, f"client {client.name} counts {client.ready_rows} ready rows, has {found}"
         runs_in = Counter(id(run.lane) for run in client.all_runs())
         for key, lane in client.lanes.items():
             runs = runs_in[id(lane)]
             needed = runs > 0 or key == ANYWHERE or isinstance(key, tuple)  # a tuple: of suspects
-            _expect(lane.runs == runs and needed, f"a lane of {client.name} is kept for {lane.runs} runs, has {runs}")
-            _expect(lane.size == per_lane[id(lane)], f"a lane of {client.name} counts {lane.size}: {lane.restriction}")
+            assert lane.runs == runs and needed, f"a lane of {client.name} is kept for {lane.runs} runs, has {runs}"
+            assert lane.size == per_lane[id(lane)], f"a lane of {client.name} counts {lane.size}: {lane.restriction}"
             listed = [entry[3] for entry in lane.heap]
-            _expect(len({id(bucket) for bucket in listed}) == len(listed), "a bucket stands twice in its lane")
-            _expect(all(bucket.listed for bucket in listed), "a bucket in a lane does not know it")
+            assert len({id(bucket) for bucket in listed}) == len(listed), "a bucket stands twice in its lane"
+            assert all(bucket.listed for bucket in listed), "a bucket in a lane does not know it"
         for run in client.all_runs():
             mine = ready.get(run.identity, [])
             if run.lane is not None:
@@ -384,23 +375,21 @@ def _check_ready(ledger: Ledger, live: list[int]) -> None:
 def _check_bucket(run: Run, lane: Lane, ready: list[int]) -> None:
     bucket = lane.bucket_of(run)
     if bucket is None:
-        _expect(not ready, f"rows {ready} of run {run.identity} are ready and stand in no bucket")
+        assert not ready, f"rows {ready} of run {run.identity} are ready and stand in no bucket"
         return
-    _expect(bucket.size == len(ready), f"the bucket of run {run.identity} counts {bucket.size}, ready are {ready}")
+    assert bucket.size == len(ready), f"the bucket of run {run.identity} counts {bucket.size}, ready are {ready}"
     in_lane = any(entry[3] is bucket for entry in lane.heap)
-    _expect(bucket.listed == in_lane, f"the bucket of run {run.identity} is wrong about standing in its lane")
-    _expect(bucket.listed or not ready, f"the ready rows {ready} of run {run.identity} stand in no lane")
+    assert bucket.listed == in_lane, f"the bucket of run {run.identity} is wrong about standing in its lane"
+    assert bucket.listed or not ready, f"the ready rows {ready} of run {run.identity} stand in no lane"
     listed: list[int] = []
     for owner, spans in bucket.spans.items():
         rows = [row for start, stop in spans for row in range(start, stop)]
-        _expect(bucket._lengths[owner] == len(rows) > 0, f"the stretch of worker {owner} has a wrong length")
-        _expect(any(entry[1] == owner for entry in bucket._heap), f"nobody can take from the stretch of worker {owner}")
+        assert bucket._lengths[owner] == len(rows) > 0, f"the stretch of worker {owner} has a wrong length"
+        assert any(entry[1] == owner for entry in bucket._heap), f"nobody can take from the stretch of worker {owner}"
         listed += rows
-    _expect(set(ready) <= set(listed), f"ready rows {sorted(set(ready) - set(listed))} stand in no stretch")
+    assert set(ready) <= set(listed), f"ready rows {sorted(set(ready) - set(listed))} stand in no stretch"
     if not bucket.dirty:
-        _expect(
-            sorted(listed) == ready, f"the stretches of run {run.identity} list {sorted(listed)}, ready are {ready}"
-        )
+        assert sorted(listed) == ready, f"the stretches of run {run.identity} list {sorted(listed)}, ready are {ready}"
 
 
 # --------------------------------------------------------------------------- workers
@@ -431,18 +420,17 @@ def _check_workers(ledger: Ledger, live: list[int]) -> None:
     shares: dict[bytes, list[float]] = {}
     for worker in ledger.workers.values():
         connected = worker.lost or ledger.worker_of_peer.get(worker.peer) is worker
-        _expect(connected, f"worker {worker.name} has lost its connection")
+        assert connected, f"worker {worker.name} has lost its connection"
         charged = sum(grant.charged for grant in worker.grants.values())
-        _expect(charged < 2, f"worker {worker.name} has {charged} tasks that were charged with the end of workers")
+        assert charged < 2, f"worker {worker.name} has {charged} tasks that were charged with the end of workers"
         stopping = Counter(attempt for attempt, _ in worker.stopping)
         used = dict.fromkeys(worker.resources, 0.0)
         seconds, lead, left = [0.0], [0.0], 0
         waiting = Counter(attempt for attempt, _ in worker.suspended)
         for attempt, grant in worker.grants.items():
             found = running[worker.index, attempt] + stopping[attempt]
-            _expect(
-                grant.left == found,
-                f"attempt {attempt} at worker {worker.name} counts {grant.left} tasks; {found} run or are to stop",
+            assert grant.left == found, (
+                f"attempt {attempt} at worker {worker.name} counts {grant.left} tasks; {found} run or are to stop"
             )
             slots = grant.left - waiting[attempt] if grant.takes_slots else 0
             left += slots
@@ -452,24 +440,24 @@ def _check_workers(ledger: Ledger, live: list[int]) -> None:
             for name, amount in () if grant.run.lane is None else grant.run.lane.restriction.resources:
                 used[name] += amount * grant.left
         at_home = [record for record in ledger.actors.values() if record.worker == worker.index]
-        _expect(len(at_home) == worker.actors, f"worker {worker.name} counts {worker.actors} actors: {len(at_home)}")
+        assert len(at_home) == worker.actors, f"worker {worker.name} counts {worker.actors} actors: {len(at_home)}"
         for record in at_home:
             for name, amount in record.resources:
                 used[name] += amount
-        _expect(set(waiting) <= set(worker.grants), f"worker {worker.name} suspends runs of no grant: {waiting}")
-        _expect(set(stopping) <= set(worker.grants), f"worker {worker.name} is to stop runs of no grant: {stopping}")
-        _expect(left == worker.outstanding, f"worker {worker.name} counts {worker.outstanding} tasks, and has {left}")
-        _expect(_near(sum(seconds), worker.outstanding_seconds), f"worker {worker.name} counts its backlog wrong")
-        _expect(_near(sum(lead), worker.outstanding_lead), f"worker {worker.name} counts its lead wrong")
+        assert set(waiting) <= set(worker.grants), f"worker {worker.name} suspends runs of no grant: {waiting}"
+        assert set(stopping) <= set(worker.grants), f"worker {worker.name} is to stop runs of no grant: {stopping}"
+        assert left == worker.outstanding, f"worker {worker.name} counts {worker.outstanding} tasks, and has {left}"
+        assert _near(sum(seconds), worker.outstanding_seconds), f"worker {worker.name} counts its backlog wrong"
+        assert _near(sum(lead), worker.outstanding_lead), f"worker {worker.name} counts its lead wrong"
         for name, amount in worker.resources.items():
             free = worker.available[name]
-            _expect(_near(free, amount - used[name]), f"worker {worker.name} has {free} of {amount} {name}: {used}")
-            _expect(-1e-6 <= free <= amount + 1e-6, f"worker {worker.name} gave {free} of {amount} {name}")
+            assert _near(free, amount - used[name]), f"worker {worker.name} has {free} of {amount} {name}: {used}"
+            assert -1e-6 <= free <= amount + 1e-6, f"worker {worker.name} gave {free} of {amount} {name}"
     there = sum(not worker.lost for worker in ledger.workers.values())
-    _expect(len(ledger.worker_of_peer) == there, "a connection leads to a worker that is gone")
+    assert len(ledger.worker_of_peer) == there, "a connection leads to a worker that is gone"
     for client in ledger.clients.values():
         share = sum(shares.get(client.identity, ()))
-        _expect(_near(share, client.granted_seconds), f"client {client.name} is charged {client.granted_seconds} s")
+        assert _near(share, client.granted_seconds), f"client {client.name} is charged {client.granted_seconds} s"
 
 
 def _near(one: float, other: float) -> bool:
@@ -503,12 +491,11 @@ def _check_values(ledger: Ledger, live: list[int]) -> None:
             values[index] += 1
             nbytes[index] += table.nbytes[row]
     for row, more in table.replicas.items():
-        _expect(row in finished and bool(more), f"row {row} lists replicas {more} of no value")
+        assert row in finished and bool(more), f"row {row} lists replicas {more} of no value"
     for worker in ledger.workers.values():
-        _expect(
-            (worker.held_values, worker.held_bytes) == (values[worker.index], nbytes[worker.index]),
+        assert (worker.held_values, worker.held_bytes) == (values[worker.index], nbytes[worker.index]), (
             f"worker {worker.name} counts {worker.held_values} values of {worker.held_bytes} bytes, and holds "
-            f"{values[worker.index]} of {nbytes[worker.index]}",
+            f"{values[worker.index]} of {nbytes[worker.index]}"
         )
 
 
@@ -520,35 +507,37 @@ def _check_side_tables(ledger: Ledger, live: list[int]) -> None:
     table = ledger.table
     rows = set(live)
     failed = {row for row in live if table.state[row] == FAILED}
-    _expect(
-        set(ledger.failures) == failed, f"failures are kept for {sorted(ledger.failures)}, failed are {sorted(failed)}"
+    assert set(ledger.failures) == failed, (
+        f"failures are kept for {sorted(ledger.failures)}, failed are {sorted(failed)}"
     )
     for row in ledger.suspects:
-        _expect(row in rows and table.state[row] != FINISHED, f"row {row} is a suspect, and has a value or is free")
+        assert row in rows and table.state[row] != FINISHED, f"row {row} is a suspect, and has a value or is free"
     for name in ("failed_runs", "deaths", "missed"):
         gone = sorted(set(getattr(ledger, name)) - rows)
-        _expect(not gone, f"ledger.{name} remembers the rows {gone}, which are free")
+        assert not gone, f"ledger.{name} remembers the rows {gone}, which are free"
     for row, inside in ledger.contains.items():
-        _expect(row in rows and table.state[row] == FINISHED, f"row {row} has no value, and contains {inside}")
-        _expect(rows.issuperset(inside), f"the value of row {row} holds free rows: {inside}")
+        assert row in rows and table.state[row] == FINISHED, f"row {row} has no value, and contains {inside}"
+        assert rows.issuperset(inside), f"the value of row {row} holds free rows: {inside}"
     for row, aliases in ledger.aliases_of.items():
-        _expect(row in rows and bool(aliases), f"row {row} has the aliases {aliases}, and is no task")
+        assert row in rows and bool(aliases), f"row {row} has the aliases {aliases}, and is no task"
         for client, number in aliases:
             if client.aliases.get(number) != row:
                 _fault(ledger, row, f"{client.name} does not know alias {number}")
     for row, under_way in ledger.pushing.items():
         known = row in rows and ledger.run(row).offered and table.state[row] == FINISHED
-        _expect(known, f"row {row} is being pushed, and is no offered value")
-        _expect(all(index in ledger.workers for index in under_way), f"row {row} is pushed to workers that are gone")
+        assert known, f"row {row} is being pushed, and is no offered value"
+        assert all(index in ledger.workers for index in under_way), f"row {row} is pushed to workers that are gone"
     for row, spread in ledger.spreads.items():
-        _expect(row in rows and table.state[row] == FINISHED, f"row {row} spreads, and has no value")
+        assert row in rows and table.state[row] == FINISHED, f"row {row} spreads, and has no value"
         members = {*spread.under_way, *spread.waiting}
-        _expect(bool(members), f"row {row} is said to spread, and nobody gets it")
-        _expect(len(members) == len(spread.under_way) + len(spread.waiting), f"some wait for row {row} and get it")
-        _expect(all(index in ledger.workers for index in members), f"row {row} spreads to workers that are gone")
+        assert bool(members), f"row {row} is said to spread, and nobody gets it"
+        assert len(members) == len(spread.under_way) + len(spread.waiting), f"some wait for row {row} and get it"
+        assert all(index in ledger.workers for index in members), f"row {row} spreads to workers that are gone"
+        pushed = {index for index, source in spread.under_way.items() if source == CLIENT}
+        assert pushed <= ledger.pushing.get(row, {}).keys(), f"the client of row {row} is to push it, and was not told"
         living = [index for index in table.holders(row) if not ledger.workers[index].lost]
         idle = bool(spread.waiting and living and not spread.under_way)
-        _expect(not idle, f"the workers {list(spread.waiting)} wait for row {row}, and nobody is given it")
+        assert not idle, f"the workers {list(spread.waiting)} wait for row {row}, and nobody is given it"
     for row in ledger.locating:
         ending = row in rows and table.state[row] in UNFINISHED
         if not ending:
@@ -562,21 +551,19 @@ def _check_clients(ledger: Ledger, live: list[int]) -> None:
         if not run.is_join and run.client.row(ledger.number(row)) != row:
             _fault(ledger, row, f"row {row} is not found by its number")
     for identity, client in ledger.clients.items():
-        _expect(client.identity == identity, f"client {client.name} is listed under another identity")
+        assert client.identity == identity, f"client {client.name} is listed under another identity"
         if client.connected:
-            _expect(ledger.client_of_peer.get(client.peer) is client, f"client {client.name} has lost its connection")
+            assert ledger.client_of_peer.get(client.peer) is client, f"client {client.name} has lost its connection"
         waiting = sum(len(run.blob) - run.taken_bytes for run in client.all_runs())
-        _expect(
-            client.argument_bytes == waiting,
-            f"client {client.name} counts {client.argument_bytes} bytes of arguments that wait, and has {waiting}",
+        assert client.argument_bytes == waiting, (
+            f"client {client.name} counts {client.argument_bytes} bytes of arguments that wait, and has {waiting}"
         )
         for number, row in client.aliases.items():
             known = (client, number) in ledger.aliases_of.get(row, ())
-            _expect(known, f"alias {number} of client {client.name} is unknown to row {row}")
-        _expect(not client.ended or client.run_count > 0, f"client {client.name} has ended and is still listed")
-    _expect(
-        all(ledger.clients.get(client.identity) is client for client in ledger.client_of_peer.values()),
-        "a connection leads to a client that is gone",
+            assert known, f"alias {number} of client {client.name} is unknown to row {row}"
+        assert not client.ended or client.run_count > 0, f"client {client.name} has ended and is still listed"
+    assert all(ledger.clients.get(client.identity) is client for client in ledger.client_of_peer.values()), (
+        "a connection leads to a client that is gone"
     )
 
 
@@ -586,4 +573,4 @@ def _check_functions(ledger: Ledger) -> None:
         users.update(client.functions.keys())
         users.update(run.function.identity for run in client.all_runs() if run.function is not None)
     kept = {identity: function.users for identity, function in ledger.functions.items()}
-    _expect(kept == dict(users), f"functions count their users as {kept}, and have {dict(users)}")
+    assert kept == dict(users), f"functions count their users as {kept}, and have {dict(users)}"

@@ -20,31 +20,26 @@ def check_parents(ledger: Ledger, live: list[int]) -> None:
         if run.parent >= 0:
             children.setdefault(run.parent, []).append(run.identity)
     for row, identities in children.items():
-        _expect(row in ledger.parents, f"runs {identities} are children of row {row}, which does not know of any")
+        assert row in ledger.parents, f"runs {identities} are children of row {row}, which does not know of any"
     for row, parent in ledger.parents.items():
         if table.state[row] != GRANTED:
             raise AssertionError(f"row {row} is a parent, and does not run")
-        _expect(sorted(parent.children) == sorted(children.get(row, ())), f"row {row} is wrong about its children")
-        _expect(parent.ready.keys() <= parent.children.keys(), f"row {row} has ready children that are not its own")
+        assert sorted(parent.children) == sorted(children.get(row, ())), f"row {row} is wrong about its children"
+        assert parent.ready.keys() <= parent.children.keys(), f"row {row} has ready children that are not its own"
         for run in parent.children.values():
             listed = run.bucket is None or not run.bucket.size or run.identity in parent.ready
-            _expect(listed, f"row {row} does not know that its child run {run.identity} is ready")
+            assert listed, f"row {row} does not know that its child run {run.identity} is ready"
         worker = ledger.workers.get(parent.suspended_at)
         if worker is not None:
-            _expect((table.attempt[row], row) in worker.suspended, f"row {row} waits at a worker that does not know it")
+            assert (table.attempt[row], row) in worker.suspended, f"row {row} waits at a worker that does not know it"
             found = any(run.bucket is not None and run.bucket.size for run in parent.children.values())
-            _expect(not found or row in worker.hungry, f"nobody looks for the ready children of row {row}")
+            assert not found or row in worker.hungry, f"nobody looks for the ready children of row {row}"
         else:
-            _expect(parent.suspended_at < 0, f"row {row} waits at a worker that is gone")
+            assert parent.suspended_at < 0, f"row {row} waits at a worker that is gone"
     for worker in ledger.workers.values():
         for attempt, row in worker.suspended:
             known = row in ledger.parents and ledger.parents[row].suspended_at == worker.index
             stopped = (attempt, row) in worker.stopping
-            _expect(known or stopped, f"worker {worker.name} suspends row {row}, which does not wait there")
+            assert known or stopped, f"worker {worker.name} suspends row {row}, which does not wait there"
         for row in worker.hungry:
-            _expect(row in ledger.parents, f"worker {worker.name} looks for children of row {row}, which has none")
-
-
-def _expect(condition: bool, text: str) -> None:
-    if not condition:
-        raise AssertionError(text)
+            assert row in ledger.parents, f"worker {worker.name} looks for children of row {row}, which has none"

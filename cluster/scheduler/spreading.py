@@ -15,7 +15,7 @@ from cluster.scheduler.spreads import Spread
 from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
 
-__all__ = ["Spreading"]
+__all__ = ["CLIENT", "Spreading"]
 
 COPIES_AT_ONCE: Final = 2
 """From one holder: the second uses the time in which the first begins and ends."""
