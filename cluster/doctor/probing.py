@@ -23,7 +23,7 @@ from cluster.errors import ClusterError, SettingError
 from cluster.installed import installed_versions
 from cluster.private_files import read_private_file
 from cluster.secret import SECRET_FILE, load_or_create_secret
-from cluster.storage.host_limits import host_limits
+from cluster.storage.host_limits import group_memory_used_bytes, host_limits
 from cluster.storage.segments import abandoned_bytes, lies_in_memory
 from cluster.storage.spill import default_spill_parent
 from cluster.transport.blocking import BlockingConnection
@@ -39,7 +39,6 @@ THREAD_VARIABLES: Final = (
 )
 WORKERS_ASKED: Final = 64
 WORKER_ANSWER_SECONDS: Final = 2.0
-_CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def look(address: str | None = None, directory: Path | None = None) -> Findings:
@@ -84,7 +83,7 @@ def look(address: str | None = None, directory: Path | None = None) -> Findings:
         memory_bytes=memory.total,
         memory_available_bytes=memory.available,
         container_memory_bytes=limits.memory_bytes if limits.memory_by.startswith("cgroup") else None,
-        container_memory_used_bytes=_cgroup_bytes("memory.current", "memory/memory.usage_in_bytes"),
+        container_memory_used_bytes=group_memory_used_bytes(),
         shared_memory=_folder(settings.shared_memory_directory),
         disk=_folder(settings.spill_directory or default_spill_parent(Path(tempfile.gettempdir()))),
         limits=limits,
@@ -174,18 +173,6 @@ def _listener(port: int) -> str:
     except psutil.Error:
         return "a process that this user may not see"
     return "a process of another user, or outside this container"
-
-
-def _cgroup_bytes(current: str, older: str) -> int:
-    """A figure of this process's container; 0 without one."""
-    return next((int(text) for name in (current, older) if (text := _read(_CGROUP / name)).isdigit()), 0)
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii").strip()
-    except OSError:  # another kind of system
-        return ""
 
 
 def _limit(what: int) -> int | None:

@@ -13,7 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["HostLimits", "control_groups", "host_limits", "text_of"]
+__all__ = ["HostLimits", "control_groups", "group_memory_used_bytes", "host_limits", "text_of"]
 
 # More than any host has: how version 1 says that there is no limit.
 _NO_LIMIT_BYTES: Final = 1 << 60
@@ -49,11 +49,7 @@ def host_limits(root: Path = Path("/")) -> HostLimits:
     """
     memory = [(_host_memory_bytes(root), "host")]
     cores = [(float(os.cpu_count() or 1), "host")]
-    for version, group in control_groups(root, "memory"):
-        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
-        text = text_of(group / name)
-        if text.isdigit() and int(text) < _NO_LIMIT_BYTES:
-            memory.append((int(text), f"cgroup v{version}"))
+    memory += [(nbytes, f"cgroup v{version}") for nbytes, version, _ in _memory_groups(root)]
     for version, group in control_groups(root, "cpu"):
         if version == 2:
             quota, _, period = text_of(group / "cpu.max").partition(" ")
@@ -68,6 +64,24 @@ def host_limits(root: Path = Path("/")) -> HostLimits:
         memory.append((address_space, "ulimit -v"))
     # The first of equals: what is no narrower than the host is not named.
     return HostLimits(*min(memory, key=lambda one: one[0]), *min(cores, key=lambda one: one[0]))
+
+
+def group_memory_used_bytes(root: Path = Path("/")) -> int:
+    """What the control group with the narrowest limit of memory uses of it; 0 without one."""
+    narrowest = min(_memory_groups(root), key=lambda one: one[0], default=None)
+    if narrowest is None:
+        return 0
+    _, version, group = narrowest
+    text = text_of(group / ("memory.current" if version == 2 else "memory.usage_in_bytes"))
+    return int(text) if text.isdigit() else 0
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[int, int, Path]]:
+    """The control groups that limit this process's memory: (bytes, version, path)."""
+    for version, group in control_groups(root, "memory"):
+        text = text_of(group / ("memory.max" if version == 2 else "memory.limit_in_bytes"))
+        if text.isdigit() and int(text) < _NO_LIMIT_BYTES:
+            yield int(text), version, group
 
 
 def _host_memory_bytes(root: Path) -> int:

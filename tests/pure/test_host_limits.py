@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.host_limits import host_limits
+from cluster.storage.host_limits import group_memory_used_bytes, host_limits
 
 GIB = 1 << 30
 NONE_V1 = "9223372036854771712"
@@ -51,6 +51,24 @@ def test_version_2_nested_the_narrowest_of_all_groups_holds(tmp_path: Path) -> N
     }
     limits = host_limits(tree(tmp_path, "0::/system.slice/worker.service", files))
     assert limits == (3 * GIB, "cgroup v2", 4.0, "cgroup v2")
+
+
+def test_what_is_used_is_what_the_group_with_the_narrowest_limit_uses(tmp_path: Path) -> None:
+    nested = {
+        "sys/fs/cgroup/system.slice/memory.max": str(3 * GIB),
+        "sys/fs/cgroup/system.slice/memory.current": str(GIB),
+        "sys/fs/cgroup/system.slice/worker.service/memory.max": "max",
+        "sys/fs/cgroup/system.slice/worker.service/memory.current": "4096",
+    }
+    older = {
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": NONE_V1,
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": str(40 * GIB),
+        "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": str(8 * GIB),
+        "sys/fs/cgroup/memory/docker/abc/memory.usage_in_bytes": str(2 * GIB),
+    }
+    assert group_memory_used_bytes(tree(tmp_path / "2", "0::/system.slice/worker.service", nested)) == GIB
+    assert group_memory_used_bytes(tree(tmp_path / "1", "4:memory:/docker/abc", older)) == 2 * GIB
+    assert group_memory_used_bytes(tree(tmp_path / "0", "", {})) == 0
 
 
 def test_version_1_nested(tmp_path: Path) -> None:
