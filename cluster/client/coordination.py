@@ -17,7 +17,7 @@ from cluster.client.inputs import Inputs
 from cluster.client.operations import Aside, Operation, Until
 from cluster.errors import ClusterError, ConnectionLost
 from cluster.wire import messages
-from cluster.wire.encoded import Reference
+from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import dumps, loads
 
 __all__ = ["ITEM_LIMIT_BYTES", "Coordination", "Datasets"]
@@ -95,9 +95,10 @@ class Coordination(ClientCore):
     def _publish(self, name: str, value: Any, override: bool) -> Operation[None]:
         encoded = yield Aside(partial(dumps, value))
         if encoded.nbytes > DATASET_LIMIT_BYTES or len(encoded.futures) > DATASET_LIMIT_FUTURES:
+            del encoded  # it may be a second copy of the data
             (future,) = yield from self._offering([value], (), False)
-            value = _Elsewhere(future)
-        data, references = yield from self._encode_shared(value, DATASET_LIMIT_BYTES)
+            encoded = dumps(_Elsewhere(future))
+        data, references = yield from self._shared(encoded)
         published = yield from self._coordinate("dataset", name, "publish", data, references, bool(override))
         if not published:
             raise KeyError(f"a dataset {name!r} is published already: unpublish it, or pass override=True")
@@ -209,6 +210,9 @@ class Coordination(ClientCore):
                 f"a {type(value).__name__} of {encoded.nbytes} bytes is too large to be kept by the scheduler, which "
                 f"takes {limit_bytes} of it: scatter it and put the future, as in put(client.scatter(value))"
             )
+        return (yield from self._shared(encoded))
+
+    def _shared(self, encoded: Encoded) -> Operation[tuple[bytes, list[Any]]]:
         references = [[reference[0], check_reference(reference[1])] for reference in encoded.futures]
         if any(reference[0] != self.id for reference in references):
             yield Aside(lambda: Inputs(self._submission).settle(encoded.futures))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from typing import Final
 
 from cluster.errors import ClusterError, ConnectionLost
@@ -28,7 +27,7 @@ def relay_to(address: str, scheduler_address: str, secret: bytes) -> socket.sock
     scheduler = BlockingConnection.connect(scheduler_address, secret, "client", ("scheduler",))
     try:
         scheduler.send(messages.Relay(address))
-        error = _answer(scheduler).error
+        error = scheduler.receive_one(messages.Relayed, ANSWER_SECONDS).error
         if error:
             raise ConnectionLost(error)
         ours, theirs = socket.socketpair()
@@ -39,15 +38,6 @@ def relay_to(address: str, scheduler_address: str, secret: bytes) -> socket.sock
     threading.Thread(target=_inward, args=(scheduler, theirs, outward), name="cluster-relay-in", daemon=True).start()
     outward.start()
     return ours
-
-
-def _answer(scheduler: BlockingConnection) -> messages.Relayed:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while (remaining := deadline - time.monotonic()) > 0:
-        for message in scheduler.receive(remaining):
-            if isinstance(message, messages.Relayed):
-                return message
-    raise ConnectionLost(f"the scheduler did not say in {ANSWER_SECONDS:g} s whether it can reach the worker")
 
 
 def _outward(theirs: socket.socket, scheduler: BlockingConnection) -> None:

@@ -36,6 +36,7 @@ from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
 from cluster.wire.arguments import ArgumentChanged
 from cluster.wire.checksums import agree
+from cluster.worker.values import SMALL_VALUE_BYTES
 
 __all__ = ["AgentConnections", "Place", "Pusher"]
 
@@ -43,8 +44,6 @@ SILENCE_LIMIT_SECONDS = 30.0
 """An agent from which nothing comes for so long during a transfer is given up."""
 VALUES_A_REQUEST = 4096
 INLINE_PUT_BYTES = 1 << 20
-SHARED_FROM_BYTES = 64 * 1024
-"""An agent keeps smaller values as bytes, not as segments."""
 IDLE_CONNECTIONS = 4
 
 Buffer = bytes | memoryview
@@ -361,7 +360,7 @@ class Pusher:
         """Have the agent take the value over in a segment; None if it cannot."""
         host: AgentHost = connection.context
         nbytes = offered.encoded.nbytes
-        if nbytes < SHARED_FROM_BYTES or not host.is_ours:
+        if nbytes <= SMALL_VALUE_BYTES or not host.is_ours:
             return None
         if host.takes is None:
             probe = self._segments.probe()
@@ -371,7 +370,7 @@ class Pusher:
         try:
             with self._segments.holding(order.number, offered) as name:
                 connection.send(messages.PutSegment(order.row, order.attempt, nbytes, name))
-                answer = self._put_answer(connection)
+                answer = connection.receive_one(messages.PutDone, SILENCE_LIMIT_SECONDS)
         except StoreFull:
             return None
         return None if answer.error else answer
@@ -383,12 +382,4 @@ class Pusher:
         else:
             frame = frames.encode(messages.PutValue(order.row, order.attempt, encoded.nbytes, b""))
             connection.send_bytes(frame, *encoded.parts)
-        return self._put_answer(connection)
-
-    def _put_answer(self, connection: BlockingConnection) -> messages.PutDone:
-        deadline = time.monotonic() + SILENCE_LIMIT_SECONDS
-        while (remaining := deadline - time.monotonic()) > 0:
-            for message in connection.receive(remaining):
-                if isinstance(message, messages.PutDone):
-                    return message
-        raise ConnectionLost(f"the agent at {connection.peer_address} did not say that it has a value sent to it")
+        return connection.receive_one(messages.PutDone, SILENCE_LIMIT_SECONDS)

@@ -4,18 +4,15 @@ client, or of an agent that wants a value of another."""
 from __future__ import annotations
 
 import os
-import time
-from typing import Final, TypeVar
+from typing import Final
 
-from cluster.errors import ConnectionLost, ProtocolError, ValueLost
+from cluster.errors import ProtocolError, ValueLost
 from cluster.storage.probes import Probe, is_segment_name, proven, read_probes
 from cluster.storage.segments import map_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import messages
 
 __all__ = ["AgentHost", "introduce", "open_value", "prove_own"]
-
-_Message = TypeVar("_Message", messages.HostProbe, messages.HostProof)
 
 ANSWER_SECONDS: Final = 10.0
 READ_UP_TO_BYTES: Final = 256 * 1024
@@ -66,7 +63,7 @@ def open_value(path: str, nbytes: int) -> memoryview:
 def introduce(connection: BlockingConnection) -> AgentHost:
     """Ask an agent for its probes and prove which of them can be read here; a connection's first words."""
     connection.send(messages.HostProbe([]))
-    theirs = _answer(connection, messages.HostProbe)
+    theirs = connection.receive_one(messages.HostProbe, ANSWER_SECONDS)
     contents = read_probes(theirs.paths)
     if not any(contents):
         return AgentHost(())
@@ -78,15 +75,4 @@ def introduce(connection: BlockingConnection) -> AgentHost:
 def prove_own(connection: BlockingConnection, probe: Probe) -> bool:
     """Whether the agent at the other end can take over what lies beside this probe."""
     connection.send(messages.HostProbe([probe.path]))
-    return bool(proven([probe], _answer(connection, messages.HostProof).contents))
-
-
-def _answer(connection: BlockingConnection, kind: type[_Message]) -> _Message:
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while (remaining := deadline - time.monotonic()) > 0:
-        for message in connection.receive(remaining):
-            if isinstance(message, kind):
-                return message
-            if not isinstance(message, messages.Heartbeat):
-                raise ProtocolError(f"an agent sent {type(message).__name__} where {kind.__name__} was due")
-    raise ConnectionLost(f"the agent at {connection.peer_address} did not answer in {ANSWER_SECONDS:g} s")
+    return bool(proven([probe], connection.receive_one(messages.HostProof, ANSWER_SECONDS).contents))

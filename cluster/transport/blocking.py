@@ -10,9 +10,9 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed
+from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed, ProtocolError
 from cluster.transport.addresses import (
     Address,
     cannot_connect,
@@ -20,13 +20,15 @@ from cluster.transport.addresses import (
     read_address,
     set_socket_options,
 )
-from cluster.wire import frames
+from cluster.wire import frames, messages
 from cluster.wire.handshake import HANDSHAKE_LIMIT_BYTES, HANDSHAKE_SECONDS, Handshake, PeerInfo
 
 if TYPE_CHECKING:
     from cluster.transport.blocking_encryption import EncryptedSocket
 
 __all__ = ["BlockingConnection", "wait_for_socket"]
+
+_Message = TypeVar("_Message")
 
 _RECEIVE_BYTES: Final = 256 * 1024
 # How many buffers one system call takes at most; POSIX promises 16, every system of today has 1024.
@@ -154,6 +156,22 @@ class BlockingConnection:
             return []
         count = self._receive_into(self._buffer, timeout_seconds)
         return self._decoder.feed(self._buffer[:count]) if count else []
+
+    def receive_one(self, kind: type[_Message], timeout_seconds: float) -> _Message:
+        """Wait for the one message that is due; raises ProtocolError for another, and ConnectionLost if none comes."""
+        deadline = time.monotonic() + timeout_seconds
+        while (remaining := deadline - time.monotonic()) > 0:
+            for message in self.receive(remaining):
+                if isinstance(message, kind):
+                    return message
+                if not isinstance(message, messages.Heartbeat):
+                    raise ProtocolError(
+                        f"the {self.peer.role} at {self.peer_address} sent {type(message).__name__} where "
+                        f"{kind.__name__} was due"
+                    )
+        raise ConnectionLost(
+            f"the {self.peer.role} at {self.peer_address} did not answer with {kind.__name__} in {timeout_seconds:g} s"
+        )
 
     def receive_raw(self, target: memoryview, timeout_seconds: float | None = 0.0) -> int:
         """Read raw bytes that a message announced into `target` and return how many came (0: none in that time).

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ConnectionLost
+from cluster.errors import ConnectionLost, ProtocolError
 from cluster.transport.blocking import BlockingConnection
 from cluster.transport.tcp import Connection
 from cluster.wire import frames, messages
@@ -86,6 +86,25 @@ def test_a_blocking_client_learns_of_the_end_when_it_reads_or_writes() -> None:
                 client.send(messages.Heartbeat())
 
     run_blocking(work, lambda connection, message: connection.abort())
+
+
+def test_a_blocking_client_waits_for_the_one_message_that_is_due() -> None:
+    def answer(connection: Connection, message: messages.Query) -> None:
+        if message.detail:
+            connection.send(messages.Heartbeat())
+            asyncio.get_running_loop().call_later(0.05, connection.send, BYE)
+
+    def work(client: BlockingConnection) -> None:
+        client.send(messages.Query(0, "", True))
+        assert client.receive_one(messages.PutDone, 10) == BYE
+        client.send(messages.Query(1, "", True))
+        with pytest.raises(ProtocolError, match="sent PutDone where HostProof was due"):
+            client.receive_one(messages.HostProof, 10)
+        client.send(messages.Query(2, "", False))
+        with pytest.raises(ConnectionLost, match=r"the worker at .* did not answer with PutDone in 0.1 s"):
+            client.receive_one(messages.PutDone, 0.1)
+
+    run_blocking(work, answer)
 
 
 def test_a_thread_that_waits_is_woken_by_shutdown() -> None:
