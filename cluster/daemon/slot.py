@@ -47,10 +47,10 @@ from cluster.storage.segments import map_segment
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.task_output import row_of
+from cluster.worker.values import SMALL_VALUE_BYTES
 
 __all__ = ["Slot", "SlotDescriptors", "run_slot"]
 
-_SMALL_VALUE_BYTES: Final = 64 * 1024
 _READ_BYTES: Final = 256 * 1024
 # Loaded functions kept; whichever was not used longest is loaded anew when it is needed.
 _FUNCTIONS_KEPT: Final = 256
@@ -346,9 +346,9 @@ class Slot:
             value = function(*positional, **keywords)
             seconds = perf_counter() - started - (waiting.away_seconds - away)
             kind = type(value)
-            if kind in _PLAIN or (kind in _TEXT and len(value) < _SMALL_VALUE_BYTES):
+            if kind in _PLAIN or (kind in _TEXT and len(value) < SMALL_VALUE_BYTES):
                 data = pickle.dumps(value, 5)
-                if len(data) <= _SMALL_VALUE_BYTES:
+                if len(data) <= SMALL_VALUE_BYTES:
                     self.running = 0
                     packed: bytes = self._pack([sequence, seconds, data])
                     return packed
@@ -371,7 +371,7 @@ class Slot:
             # While the value, and with it the futures, is still there.
             self._waiting.used.hand_over(task, contains)
         packed: bytes
-        if encoded.nbytes <= _SMALL_VALUE_BYTES:
+        if encoded.nbytes <= SMALL_VALUE_BYTES:
             report: list[Any] = [sequence, seconds, encoded.to_bytes()]
             if contains:
                 report.append(contains)

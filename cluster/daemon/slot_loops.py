@@ -34,10 +34,10 @@ from cluster.daemon.task_threads import owner_of_context
 from cluster.errors import StoreFull
 from cluster.wire import payload
 from cluster.wire.encoded import Encoded
+from cluster.worker.values import SMALL_VALUE_BYTES
 
 __all__ = ["CoroutineHost"]
 
-_SMALL_VALUE_BYTES: Final = 64 * 1024
 # A loop that has not begun a task after so long is blocked: the task is given to another.
 _BLOCKED_SECONDS: Final = 0.05
 # What `asyncio.to_thread` may use; each such thread mostly waits.
@@ -283,7 +283,7 @@ class CoroutineHost:
             seconds = perf_counter() - run.started
             encoded = payload.dumps(value, name="result")
             run.is_reporting = True
-            if encoded.nbytes <= _SMALL_VALUE_BYTES and not encoded.futures:
+            if encoded.nbytes <= SMALL_VALUE_BYTES and not encoded.futures:
                 self._end(run, _pack([run.sequence, seconds, encoded.to_bytes()]))
             else:
                 self._reporter.submit(self._report_apart, run, seconds, encoded)
@@ -307,7 +307,7 @@ class CoroutineHost:
         if contains and client is not None:
             client.hand_over(run.name, contains)
             client.settle(run.name)
-        if encoded.nbytes <= _SMALL_VALUE_BYTES:
+        if encoded.nbytes <= SMALL_VALUE_BYTES:
             return _pack([sequence, seconds, encoded.to_bytes(), contains])
         self._write(_pack([sequence, encoded.nbytes]))
         answers = self._slot.segment_answers

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cluster.simulation.slots import LEARNING_OF_A_DEATH_SECONDS, SMALL_VALUE_BYTES, SlotProcess
+from cluster.simulation.slots import LEARNING_OF_A_DEATH_SECONDS, SlotProcess
 from cluster.simulation.workloads import Spec
 from cluster.worker import events
+from cluster.worker.values import SMALL_VALUE_BYTES
 
 if TYPE_CHECKING:
     from cluster.simulation.agents import AgentProcess

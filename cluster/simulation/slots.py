@@ -12,13 +12,13 @@ from cluster.simulation.slot_clients import SlotClient
 from cluster.simulation.workloads import Reference, Spec, Workload, decode_value, encode_value
 from cluster.wire.task_output import RAW, STDOUT, Piece, row_of
 from cluster.worker import events
+from cluster.worker.values import SMALL_VALUE_BYTES
 
 if TYPE_CHECKING:
     from cluster.simulation.agents import AgentProcess
 
-__all__ = ["SMALL_VALUE_BYTES", "SlotProcess"]
+__all__ = ["SlotProcess"]
 
-SMALL_VALUE_BYTES = 64 * 1024
 WRITES = 0.1  # of the tasks
 LEARNING_OF_A_DEATH_SECONDS = 0.002
 
