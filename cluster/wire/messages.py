@@ -4,8 +4,9 @@ This module is the protocol. A message travels as one frame: a four byte little-
 whose first item is the message's code and whose others are its fields in order (`frames.py` does that). Nothing here
 opens a socket, and nothing here unpickles: functions, arguments, values and exceptions are opaque bytes on every hop.
 
-It is longer than a file may be, and stays one: a message changes for one reason, that the protocol does, whoever sends
-it; and whoever has to know what a peer can say, or which code is free, reads one list.
+It is longer than a file may be, and stays one: whoever has to know what a peer can say, or which code is free, reads
+one list. What could go by itself, the messages between peers about values, would leave it hardly shorter than is
+allowed, and whoever answers a peer would name messages by two modules.
 
 Conventions
 -----------
