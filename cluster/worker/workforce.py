@@ -372,9 +372,10 @@ class Workforce:
         self._balance(now)
 
     def _ahead(self, assignment: Assignment) -> int:
-        # How many tasks of this function a slot may have, the running one counted.
+        # How many tasks of this function a slot may have, the running one counted. Where one runs at a time, what stood
+        # behind it would be taken back for the idle slots, and given to this one again, for ever.
         times = self._run_times.get(assignment.function_id)
-        if times is None or self.one_task_at_a_time:
+        if times is None or self.one_task_at_a_time or self.crowded:
             return 1
         median = times.median_seconds
         return _AHEAD_TASKS if median * _AHEAD_TASKS <= _AHEAD_SECONDS else 1 + int(_AHEAD_SECONDS / median)

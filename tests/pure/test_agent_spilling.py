@@ -290,6 +290,20 @@ def test_when_the_disk_is_full_values_stay_nothing_new_begins_and_it_goes_on_by_
     assert model.slots[1].pipe
 
 
+def test_while_one_task_runs_at_a_time_none_is_put_behind_it_to_be_taken_back() -> None:
+    model = full_model(slots=2)
+    model.tell(grant(4, 20))
+    assert model.work(0.001) == 20  # how long its function takes is known now
+    ask(model, 5)
+    model.full = True
+    fail(model)
+    model.report(0, [0.1, "failed", b"", {}])
+    assert heartbeat(model)["intake_paused"]
+    effects = model.agent.handle(model.now, events.FromScheduler(grant(6, 6)))
+    assert [effect.tasks for effect in effects if isinstance(effect, events.GiveTasks)] == [1]
+    assert not any(isinstance(effect, events.TakeBack) for effect in effects)
+
+
 def test_a_value_that_is_freed_before_it_is_copied_does_not_make_the_disk_full() -> None:
     model = full_model()
     model.tell(messages.Free([1, 0, 1]))
