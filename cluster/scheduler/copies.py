@@ -7,7 +7,8 @@ Queries
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from cluster.scheduler.administration import chosen_workers, rows_at
@@ -117,16 +118,15 @@ class Copies:
             self.questions.answer(client, request, error=f"copies on {count} workers were asked for, and {there}")
             return
         plan: list[tuple[int, WorkerRecord]] = []
+        takers, chosen = _Takers(workers), {worker.index for worker in workers}
         runs = detail["numbers"]
         for position in range(0, len(runs), 2):
             for _, first, length in client.rows(runs[position], runs[position + 1]):
                 for row in range(first, first + length):
                     if ledger.has_value(row):
-                        holders = set(table.holders(row))
-                        others = [worker for worker in workers if worker.index not in holders]
-                        others.sort(key=lambda worker: worker.memory.used_share(worker.held_bytes))
-                        missing = count - (len(workers) - len(others))
-                        plan += [(row, worker) for worker in others[: max(0, missing)]]
+                        holders = chosen.intersection(table.holders(row))
+                        found = takers.take(table.nbytes[row], count - len(holders), holders)
+                        plan += [(row, worker) for worker in found]
         self._make(plan, lambda errors: self.questions.answer(client, request, [len(plan), errors[:10]]))
 
     def _make(self, plan: list[tuple[int, WorkerRecord]], done: Callable[[list[str]], None]) -> None:
@@ -179,6 +179,30 @@ class Copies:
     def searching(self) -> bool:
         """Whether there is more to do at once, without any event."""
         return any(retirement.searching for retirement in self.retiring.values())
+
+
+class _Takers:
+    """Workers that copies are planned for, who has most room first: what was planned for each before counts."""
+
+    def __init__(self, workers: list[WorkerRecord]) -> None:
+        self._heap = [(worker.memory.used_share(worker.held_bytes), worker.index, worker) for worker in workers]
+        heapify(self._heap)
+
+    def take(self, nbytes: int, count: int, without: Container[int]) -> list[WorkerRecord]:
+        """The next so many for a value of that size, those of some indices left out."""
+        passed: list[tuple[tuple[float, int], int, WorkerRecord]] = []
+        found: list[WorkerRecord] = []
+        while len(found) < count:
+            entry = heappop(self._heap)
+            (_, held), index, worker = entry
+            if index in without:
+                passed.append(entry)
+            else:
+                found.append(worker)
+                passed.append((worker.memory.used_share(held + nbytes), index, worker))
+        for entry in passed:
+            heappush(self._heap, entry)
+        return found
 
 
 class _RetirementAnswer:
@@ -250,14 +274,13 @@ class _Retirement:
                 self._answer.ended("")
 
     def _hand_on(self, rows: list[int]) -> None:
-        takers = [worker for worker in self._copies.ledger.workers.values() if not worker.draining]
-        if not takers:
+        staying = [worker for worker in self._copies.ledger.workers.values() if not worker.draining]
+        if not staying:
             self._stay("no other worker is left to hand its values to")
             return
-        extra = dict.fromkeys((worker.index for worker in takers), 0)
+        takers = _Takers(staying)
         for row in rows:
-            taker = min(takers, key=lambda worker: worker.memory.used_share(worker.held_bytes + extra[worker.index]))
-            extra[taker.index] += self._copies.ledger.table.nbytes[row]
+            (taker,) = takers.take(self._copies.ledger.table.nbytes[row], 1, ())
             self._copying += 1
             self._copies.copy(row, taker, self._copied)
 

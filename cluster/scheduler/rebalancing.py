@@ -10,6 +10,7 @@ there, so none is ever without a holder. What a granted task is about to take st
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from cluster.scheduler.administration import chosen_workers, rows_at
@@ -87,18 +88,24 @@ class Rebalancing:
         total = sum(worker.held_bytes for worker in workers)
         fair = {index: total * weight / sum(weights.values()) for index, weight in weights.items()}
         beyond = {worker.index: worker.held_bytes - fair[worker.index] for worker in workers}
+        least = [(nbytes, index) for index, nbytes in beyond.items()]  # and what some had beyond their parts before
+        heapify(least)
         moves: list[Move] = []
         for giver in sorted(workers, key=lambda worker: -beyond[worker.index]):
-            for row in self._candidates(giver, chosen):
-                nbytes = self._ledger.table.nbytes[row]
-                taker = min(workers, key=lambda worker: (beyond[worker.index], worker.index))
-                if beyond[giver.index] <= TOLERATED_SHARE * fair[giver.index]:
+            tolerated = TOLERATED_SHARE * fair[giver.index]
+            for row in self._candidates(giver, chosen) if beyond[giver.index] > tolerated else ():
+                if beyond[giver.index] <= tolerated:
                     break
+                while least[0][0] != beyond[least[0][1]]:
+                    heappop(least)
+                taker = self._ledger.workers[least[0][1]]
+                nbytes = self._ledger.table.nbytes[row]
                 # It has to bring the two nearer to their parts, not to change their places.
                 if nbytes < beyond[giver.index] - beyond[taker.index]:
                     moves.append((row, giver, taker))
-                    beyond[giver.index] -= nbytes
-                    beyond[taker.index] += nbytes
+                    for worker, change in ((giver, -nbytes), (taker, nbytes)):
+                        beyond[worker.index] += change
+                        heappush(least, (beyond[worker.index], worker.index))
         return moves
 
     def _candidates(self, giver: WorkerRecord, chosen: set[int] | None) -> list[int]:

@@ -89,6 +89,15 @@ def test_copies_are_made_where_they_are_missing() -> None:
     first.hears_nothing()
 
 
+def test_the_copies_of_one_request_are_shared_out() -> None:
+    dialogue = Dialogue()
+    client, _, second, _ = with_values(dialogue, 4)
+    third = dialogue.worker("c")
+    ask(client, "replicate", {"numbers": [0, 4], "count": 2, "workers": []})
+    assert [len([fetched(worker) for _ in range(2)]) for worker in (second, third)] == [2, 2]
+    assert client.hear(messages.Answer).result == [4, []]
+
+
 def test_a_copy_that_fails_or_whose_worker_is_lost_is_told() -> None:
     dialogue = Dialogue()
     client, first, second, grant = with_values(dialogue, 2)
