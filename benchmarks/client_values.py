@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, WrongResult, check_equal
+from benchmarks.peak_memory import PeakMemory, proportional_bytes
 from benchmarks.systems import SLOTS, System
 from benchmarks.tasks import identity
 
@@ -121,48 +122,16 @@ def measure_gather(system: System, size: int) -> Measurement:
 # --------------------------------------------------------------------------- a map over what the client holds
 
 
-class PeakMemory:
-    """The most that the processes take together, looked at again and again: proportional set sizes, and of shared
-    memory at least the files that are there, whether mapped just then or not."""
-
-    def __init__(self, system: System, directory: Path) -> None:
-        self.peak_bytes = 0
-        self._ids = [process_id for ids in system.processes().values() for process_id in ids]
-        self._directory = directory
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> PeakMemory:
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            self._look()
-
-    def _look(self) -> None:
-        files = {}
-        for path in self._directory.glob("cluster-*/*/s*"):
-            try:
-                facts = path.stat()
-            except FileNotFoundError:
-                continue
+def held_bytes(process_ids: list[int], directory: Path) -> int:
+    """What the processes take together: proportional set sizes, and of shared memory at least the files that are there,
+    whether mapped just then or not."""
+    files = {}
+    for path in directory.glob("cluster-*/*/s*"):
+        with suppress(FileNotFoundError):
+            facts = path.stat()
             files[facts.st_ino] = 512 * facts.st_blocks
-        own = shared = 0
-        for process_id in self._ids:
-            try:
-                lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            pss = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss")}
-            shared += pss["Pss_Shmem:"]
-            own += pss["Pss:"] - pss["Pss_Shmem:"]
-        self.peak_bytes = max(self.peak_bytes, own + max(shared, sum(files.values())))
+    held = proportional_bytes(process_ids)
+    return held["Pss"] - held["Pss_Shmem"] + max(held["Pss_Shmem"], sum(files.values()))
 
 
 def measure_client_map(system: System, size: int) -> Measurement:
@@ -193,7 +162,9 @@ def measure_client_map(system: System, size: int) -> Measurement:
     with Meter(system) as meter:
         cold = run()
         warm = statistics.median(run() for _ in range(REPEATS))
-    with PeakMemory(system, config.load().shared_memory_directory) as memory:
+    ids = [process_id for ids in system.processes().values() for process_id in ids]
+    directory = config.load().shared_memory_directory
+    with PeakMemory(lambda: held_bytes(ids, directory), SAMPLE_SECONDS) as memory:
         run()
     if memory.peak_bytes < data_bytes:
         raise WrongResult("the processes take less memory than the data, which they hold: they were not all seen")

@@ -7,22 +7,19 @@ workers fetched from one another, by their own count.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import psutil
 
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, check_equal
+from benchmarks.peak_memory import PeakMemory, proportional_bytes
 from benchmarks.peers import Dask
 from benchmarks.systems import COLLECTIONS, Cluster, System
 
 MEMORY_LIMIT_BYTES = 500_000_000  # of each worker
 CHUNK_BYTES = 25_000_000
-SAMPLE_SECONDS = 0.05
 HEARTBEAT_SECONDS = 1.5  # and a little more
 
 
@@ -82,27 +79,10 @@ def all_to_all(width: int) -> tuple[dict[Any, Any], Any, float]:
     return graph, "total", width * (width - 1.0)
 
 
-class Sampler(threading.Thread):
-    """The most that processes held together, their shared pages counted once."""
-
-    def __init__(self, root: psutil.Process) -> None:
-        super().__init__(daemon=True)
-        self.peak_bytes = 0
-        self._root = root
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            held = 0
-            for process in (self._root, *self._root.children(recursive=True)):
-                with suppress(psutil.Error, OSError):
-                    held += process.memory_full_info().pss
-            self.peak_bytes = max(self.peak_bytes, held)
-
-    def end(self) -> int:
-        self._ended.set()
-        self.join()
-        return self.peak_bytes
+def held_bytes() -> int:
+    """What this process and its descendants hold."""
+    root = psutil.Process()
+    return proportional_bytes(process.pid for process in (root, *root.children(recursive=True)))["Pss"]
 
 
 def moved_bytes(system: System) -> int:
@@ -139,13 +119,10 @@ def measure(make: Callable[[int], tuple[dict[Any, Any], Any, float]], system: Sy
     warm_up, warm_key, _ = make(2)
     system.client.get(warm_up, warm_key)
     moved = moved_bytes(system)
-    sampler = Sampler(psutil.Process(os.getpid()))
-    sampler.start()
-    with Meter(system) as meter:
+    with PeakMemory(held_bytes) as memory, Meter(system) as meter:
         found = system.client.get(graph, key)
-    peak = sampler.end()
     check_equal(found, expected, "the value of the graph")
-    figures = {"time": meter.seconds, "peak": peak / 1e6, "moved": (moved_bytes(system) - moved) / 1e6}
+    figures = {"time": meter.seconds, "peak": memory.peak_bytes / 1e6, "moved": (moved_bytes(system) - moved) / 1e6}
     return meter.measurement(size, len(graph), figures)
 
 

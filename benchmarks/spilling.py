@@ -12,7 +12,6 @@ proportional set size), and of what lies in shared memory, mapped or not. It is 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, check_equal
+from benchmarks.peak_memory import PeakMemory, proportional_bytes
 from benchmarks.systems import HANDLES, SINGLE, SLOTS, System
 
 TIMES_THE_LIMIT = 10
 KEPT_TIMES_THE_LIMIT = 2
 ARRAYS_A_LIMIT = 64
-SAMPLED_SECONDS = 0.05
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -42,38 +41,15 @@ def total(values: Any) -> int:
     return int(values.sum())
 
 
-class PeakMemory:
-    """Samples what the processes of a system hold while the block runs; `peak_bytes` is the most."""
+def peak_memory(system: System) -> PeakMemory:
+    """Samples what the processes of a system hold of their own and of files, and what has come into shared memory."""
+    before_bytes = shared_memory_bytes()
 
-    def __init__(self, system: System) -> None:
-        self._system = system
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._before_bytes = shared_memory_bytes()
-        self.peak_bytes = 0
+    def held_bytes() -> int:
+        held = proportional_bytes(process_id for ids in system.processes().values() for process_id in ids)
+        return held["Pss_Anon"] + held["Pss_File"] + shared_memory_bytes() - before_bytes
 
-    def __enter__(self) -> PeakMemory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLED_SECONDS):
-            processes = [process_id for ids in self._system.processes().values() for process_id in ids]
-            held = sum(map(own_and_file_bytes, processes)) + shared_memory_bytes() - self._before_bytes
-            self.peak_bytes = max(self.peak_bytes, held)
-
-
-def own_and_file_bytes(process_id: int) -> int:
-    """The proportional set size without shared memory; 0 if the process has ended."""
-    try:
-        lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_File:")))
+    return PeakMemory(held_bytes)
 
 
 def shared_memory_bytes() -> int:
@@ -108,7 +84,7 @@ def reduce_all(system: System, size: int) -> Measurement:
     limit_bytes = size * 1_000_000
     numbers = limit_bytes // ARRAYS_A_LIMIT // 8
     count = TIMES_THE_LIMIT * ARRAYS_A_LIMIT
-    with limited(system, limit_bytes), PeakMemory(system) as memory, Meter(system) as meter:
+    with limited(system, limit_bytes), peak_memory(system) as memory, Meter(system) as meter:
         level: Sequence[Any] = list(system.map(make, range(count), [numbers] * count))
         while len(level) > 1:
             pairs = len(level) // 2
@@ -124,7 +100,7 @@ def keep_all(system: System, size: int) -> Measurement:
     limit_bytes = size * 1_000_000
     numbers = limit_bytes // ARRAYS_A_LIMIT // 8
     count = KEPT_TIMES_THE_LIMIT * ARRAYS_A_LIMIT
-    with limited(system, limit_bytes), PeakMemory(system) as memory, Meter(system) as meter:
+    with limited(system, limit_bytes), peak_memory(system) as memory, Meter(system) as meter:
         kept = list(system.map(make, range(count), [numbers] * count))
         for handle in kept:
             system.result(system.submit(total, handle))
