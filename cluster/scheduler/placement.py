@@ -41,9 +41,7 @@ INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking ag
 ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
 GRANTS_PER_STEP = 128  # about 4 ms; when thousands of workers are idle, the others come in the steps that follow
 HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
-IN_VAIN_LIMIT = (
-    8  # what is left to those who hold its inputs by so many idle workers is left so by all; they take turns
-)
+IN_VAIN_LIMIT = 8  # what so many idle workers leave to those who hold its inputs all leave to these; they take turns
 GAIN = 4.0  # times that a wait is longer than a transfer, for a worker to prefer other workers' work to its own
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
@@ -65,9 +63,7 @@ class Placement:
         self._grants_left = 0  # of this step
         self._recalls = 0
         self._now = 0.0  # of the latest placing
-        self._left_alone = (
-            False  # a row that might move was left to the worker that holds its inputs, for the time being
-        )
+        self._left_alone = False  # a row that might move was left to who holds its inputs, for the time being
         self._all_in_vain = False
         self._in_vain: dict[tuple[int, ...], int] = {}  # lanes -> workers that in this step found nothing in them
 

@@ -123,7 +123,7 @@ class Questions:
                 worker.address: {
                     "name": worker.name,
                     "slots": worker.slots,
-                    "memory_limit_bytes": worker.memory_limit_bytes,
+                    "memory_limit_bytes": worker.memory.limit_bytes,
                     "resources": worker.declared_resources,
                     "process_id": worker.process_id,
                     "granted": worker.outstanding,

@@ -111,7 +111,7 @@ class Reports:
                 "failed_by_label": {label: count for count, label in failed[:FAILED_LABELS_LISTED] if count},
                 "values": sum(worker.held_values for worker in workers),
                 "values_bytes": sum(worker.held_bytes for worker in workers),
-                "memory_limit_bytes": sum(worker.memory_limit_bytes for worker in workers),
+                "memory_limit_bytes": sum(worker.memory.limit_bytes for worker in workers),
             }
 
         self._walk(client, request, Census(self._ledger), answer)
@@ -158,7 +158,7 @@ class Reports:
                 "tasks_granted": worker.outstanding,
                 "values": worker.held_values,
                 "values_bytes": worker.held_bytes,
-                "memory_limit_bytes": worker.memory_limit_bytes,
+                "memory_limit_bytes": worker.memory.limit_bytes,
                 "resources": worker.declared_resources,
                 "uptime_seconds": now - worker.joined_at,
                 "silent_seconds": now - worker.last_seen,

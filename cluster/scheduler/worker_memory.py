@@ -55,7 +55,6 @@ class WorkerMemory:
 
     def reported(self, report: dict[str, Any], now: float) -> None:
         """Take in what the agent says; what it does not say is not known, and counts as nothing."""
-        self.limit_bytes = int(report.get("limit_bytes") or self.limit_bytes)
         self.slot_bytes = int(report.get("slot_bytes") or 0)
         self.spilled_bytes = int(report.get("disk_bytes") or report.get("spilled_bytes") or 0)
         if not report.get("spilling_bytes"):

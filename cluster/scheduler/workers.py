@@ -62,7 +62,6 @@ class WorkerRecord:
         self.address = address
         self.addresses = [address]  # as grants name a value's holders; made once, since it is said so often
         self.slots = slots
-        self.memory_limit_bytes = memory_limit_bytes
         self.memory = WorkerMemory(memory_limit_bytes)
         self.is_full = False  # some task was held back, since its memory has no room for what that would make
         self._declared = frozenset(resources)
