@@ -25,7 +25,6 @@ __all__ = ["EngineClient", "client_type"]
 
 ENGINES: Final = ("cluster", "dask", "inline", "processes", "ray", "threads")
 RESTRICTIONS: Final = ("actor", "allow_other_workers", "memory_bytes", "resources", "timeout_seconds", "workers")
-NEVER_SECONDS: Final = 1_000_000.0
 
 
 def client_type(engine: str, address: object, asynchronous: bool) -> type[Client]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any, Final
@@ -119,7 +120,9 @@ class RayEngine:
     def _stop(self, run: Run) -> None:
         reference = self._references.get(run)
         if reference is not None:
-            self._ray.cancel(reference)
+            # What Ray raises of its own is no reason to speak of no other run; this one's end is told all the same.
+            with suppress(Exception):
+                self._ray.cancel(reference)
 
     def put(self, data: bytes) -> Any:
         """A Ray reference of the bytes."""
