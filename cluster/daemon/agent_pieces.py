@@ -87,8 +87,9 @@ class PieceChecksums:
             self._threads = ThreadPoolExecutor(_THREADS, "checksum")
 
         def counted(future: asyncio.Future[int]) -> None:
-            piece.checksum = future.result()
-            if piece.unwanted:
+            ends = future.cancelled()  # by `close`
+            piece.checksum = NO_CHECKSUM if ends else future.result()
+            if piece.unwanted or ends:
                 piece.close()
             else:
                 then()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.daemon import agent_transfers
+from cluster.daemon.agent_pieces import OutgoingPiece, PieceChecksums
 from cluster.daemon.agent_store import Store
 from cluster.daemon.agent_transfers import Transfers
 from cluster.secret import load_or_create_secret
@@ -20,7 +23,7 @@ from cluster.storage.probes import make_probe
 from cluster.transport.tcp import Connection, Listener, listen
 from cluster.wire import frames, messages
 from cluster.wire.checksums import checksum
-from cluster.worker.events import Event, ValueFetched, ValueNotFetched
+from cluster.worker.events import Event, ServePiece, ValueFetched, ValueNotFetched
 from cluster.worker.pieces import PIECE_BYTES, PIECE_LIMIT_BYTES, IncomingValue
 from tests.processes.agent_harness import PlayedScheduler, Worker, done_rows, function_message, grant, until
 from tests.processes.peers import SECRET
@@ -493,3 +496,36 @@ def test_who_asks_for_too_much_at_once_is_hung_up_on(holder: RealHolder, schedul
     request = frames.encode(messages.GetPiece(0, 1, 0, PIECE_LIMIT_BYTES))
     scheduler._loop.call_soon_threadsafe(peer.connection.send_encoded, request * 200)
     until(lambda: peer.connection.closed, "the worker hangs up")
+
+
+def test_an_agent_that_ends_while_pieces_wait_for_their_checksums_ends_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "value"
+    path.write_bytes(VALUE)
+    may_count = threading.Event()
+    count = OutgoingPiece.count
+
+    def count_later(piece: OutgoingPiece) -> int:
+        may_count.wait(10)
+        return count(piece)
+
+    monkeypatch.setattr(OutgoingPiece, "count", count_later)
+
+    async def scenario() -> None:
+        faults: list[Any] = []
+        counted: list[OutgoingPiece] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        checksums = PieceChecksums()
+        pieces = [OutgoingPiece(ServePiece(1, ROW, ATTEMPT, 0, len(VALUE), str(path))) for _ in range(6)]
+        for piece in pieces:
+            checksums.count(piece, partial(counted.append, piece))
+        threading.Timer(0.1, may_count.set).start()
+        checksums.close()
+        for piece in pieces:
+            piece.close()
+        await asyncio.sleep(0.1)
+        assert (faults, counted) == ([], [])
+        assert [piece._descriptor for piece in pieces] == [-1] * len(pieces)
+
+    asyncio.run(scenario())
