@@ -33,7 +33,7 @@ from cluster.simulation.plan import Plan, draw_plan
 from cluster.simulation.workloads import Shape
 from cluster.simulation.world import simulate
 from cluster.wire import messages
-from cluster.worker import nesting, pieces
+from cluster.worker import nesting
 from cluster.worker.events import SlotExited
 from cluster.worker.ledger import Ledger as AgentLedger
 from cluster.worker.nesting import Nesting
@@ -165,8 +165,7 @@ def found_after(plan_of: Callable[[int], Plan]) -> tuple[int, str]:
 
 
 def accepts_damaged_values(patch: pytest.MonkeyPatch) -> None:
-    for module in (pieces, agents):
-        patch.setattr(module, "agree", lambda announced, counted: True)
+    patch.setattr(agents, "agree", lambda announced, data: True)
 
 
 def forgets_who_waits_for_a_copy(patch: pytest.MonkeyPatch) -> None:
