@@ -94,6 +94,7 @@ class Store:
         self._leaving: deque[str] = deque()  # to be removed
         self._thread: ThreadPoolExecutor | None = None
         self._busy = 0
+        self._closed = False
         self._said_full = False
         self._moved: dict[str, str] = {}
 
@@ -264,7 +265,8 @@ class Store:
             self._give_back(segment)
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove everything. Who waits for something to be done is not told any more."""
+        self._closed = True
         self._leaving.clear()
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
@@ -374,7 +376,8 @@ class Store:
 
         def done(future: asyncio.Future[_Outcome]) -> None:
             self._busy -= 1
-            then(future.result())
+            if not self._closed:
+                then(future.result())
 
         loop.run_in_executor(self._thread, work).add_done_callback(done)
 

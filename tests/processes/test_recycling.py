@@ -355,6 +355,20 @@ def no_address_space(*_: Any) -> Any:
     raise OSError(errno.ENOMEM, "no address space")
 
 
+def test_a_store_that_is_closed_while_segments_are_made_ends_quietly() -> None:
+    async def scenario() -> None:
+        faults: list[Any] = []
+        made: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: faults.append(context))
+        async with held(200 * MIB) as one:
+            for _ in range(6):
+                one.store.create(16 * MIB, lambda path, reason: made.append(path))
+        await asyncio.sleep(0.1)
+        assert (faults, made) == ([], [])
+
+    asyncio.run(scenario())
+
+
 def test_without_the_fast_paths_nothing_is_kept() -> None:
     async def test() -> None:
         async with held(fast_paths=False) as one:
