@@ -87,7 +87,7 @@ class LinkedRows:
             for row in range(first, stop):
                 holdings.note(self._ledger, row)
         if run.has_dependents:
-            self.wake(first, stop)
+            self.wake(first, stop, worker.index)
         holds, unneeded = table.holds, self._unneeded
         # The list is worked off from its end, and rows that rise make one order to free them.
         unneeded.extend([row for row in range(stop - 1, first - 1, -1) if not holds[row]])
@@ -99,7 +99,8 @@ class LinkedRows:
                 holds[source] -= 1
                 if not holds[source]:
                     left.append(source)
-            unneeded.extend(reversed(left))
+            left.sort(reverse=True)  # the tasks of a shuffle each take one of every stretch, in turn
+            unneeded.extend(left)
 
     def _tell(self, run: Run, first: int, stop: int, offsets: array[int], blob: bytes) -> None:
         """Tell the owner of those values that it wants, and end what kept a row until it ended."""
@@ -119,8 +120,11 @@ class LinkedRows:
                 flags[row] &= ~KEPT
                 holds[row] -= 1
 
-    def wake(self, first: int, stop: int) -> None:
-        """Dependents that waited for one of these rows last become ready, in the order of submission."""
+    def wake(self, first: int, stop: int, latest: int = NOBODY) -> None:
+        """Dependents that waited for one of these rows last become ready, in the order of submission.
+
+        `latest`: the worker that made these rows' values.
+        """
         table = self._ledger.table
         state, waiting, run_of = table.state, table.waiting, table.run_of
         edge_row, edge_run, edge_next = table.edge_row, table.edge_run, table.edge_next
@@ -139,9 +143,9 @@ class LinkedRows:
             if len(woken) - before > 1:  # edges are kept newest first
                 woken[before:] = woken[: before - 1 if before else None : -1]
         if woken:
-            self._make_ready(woken)
+            self._make_ready(woken, latest)
 
-    def _make_ready(self, woken: list[int]) -> None:
+    def _make_ready(self, woken: list[int], latest: int) -> None:
         """All inputs of these waiting rows have values; neighbours with one home become ready as one span."""
         ledger, run_of = self._ledger, self._ledger.table.run_of
         start = stop = -1
@@ -152,7 +156,7 @@ class LinkedRows:
             if run.is_join or run.calls_actor:
                 self._may_start(row, run)
                 continue
-            preferred = home(ledger, row, run)
+            preferred = home(ledger, row, run, latest)
             if row == stop and run is listed and preferred == owner and not ledger.suspects:  # these stand apart
                 stop += 1
                 continue

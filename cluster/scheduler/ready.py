@@ -113,7 +113,7 @@ class Bucket:
         while limit > 0 and self.size > 0:
             spans = self.spans.get(worker)
             if spans is None:
-                if not self._take_over(worker, may_move, search):
+                if not self._take_over(worker, limit, may_move, search):
                     break
                 continue
             start, stop = spans[0]
@@ -182,8 +182,8 @@ class Bucket:
         else:
             spans[0][0] = stop
 
-    def _take_over(self, thief: int, may_move: Callable[[int, int, int], bool], search: int) -> bool:
-        """Give half of the largest other stretch to `thief`; False when nothing may move."""
+    def _take_over(self, thief: int, limit: int, may_move: Callable[[int, int, int], bool], search: int) -> bool:
+        """Give half of the largest other stretch to `thief`, all if the grant takes it; False when none may move."""
         refused: list[Span] = []
         victim = None
         while self._heap and len(refused) < VICTIMS_LOOKED_AT:
@@ -204,7 +204,7 @@ class Bucket:
             heappush(self._heap, entry)
         if victim is None:
             return any(self._move_one(owner, thief, may_move, search) for _, owner in refused)
-        self._move_half(victim, thief)
+        self._move(victim, thief, limit)
         return True
 
     def _move_one(self, victim: int, thief: int, may_move: Callable[[int, int, int], bool], search: int) -> bool:
@@ -230,10 +230,12 @@ class Bucket:
             del self.spans[owner]
             del self._lengths[owner]
 
-    def _move_half(self, victim: int, thief: int) -> None:
+    def _move(self, victim: int, thief: int, limit: int) -> None:
         spans = self.spans[victim]
         remaining = self._lengths[victim]
-        wanted = (remaining + 1) // 2
+        # A stretch is not cut into pieces smaller than a grant: neighbours that run apart are finished one by one, and
+        # so is all that follows from them.
+        wanted = remaining if remaining <= limit else (remaining + 1) // 2
         moved: deque[list[int]] = deque()
         left = wanted
         # Nobody's stretch is taken from the front, so that rows run in order; another's from the back.

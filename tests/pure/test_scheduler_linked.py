@@ -42,6 +42,34 @@ def test_values_that_a_level_leaves_are_freed_as_one_span(dialogue: Dialogue) ->
     assert freed.values == [leaves.attempt, leaves.runs[0], 8]
 
 
+def test_what_the_tasks_of_a_shuffle_leave_is_freed_as_one_span(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=8)
+    client.submit(6)
+    client.submit(3, function="merge", inputs=[(place, 3 + place) for place in range(3)])
+    client.release(0, 6)
+    pieces = worker.grant()
+    worker.done(pieces)
+    worker.done(worker.grant())
+    assert client.finished() == [6, 7, 8]
+    assert worker.hear(messages.Free).values == [pieces.attempt, pieces.runs[0], 6]
+
+
+@pytest.mark.parametrize(("nbytes", "place"), [(10, 1), (100_000, 0)])
+def test_where_inputs_are_apart_a_task_goes_to_the_latest_unless_they_are_large(
+    dialogue: Dialogue, nbytes: int, place: int
+) -> None:
+    client = dialogue.client()
+    client.submit(1)
+    client.submit(1, function="g")
+    workers = [dialogue.worker("w0"), dialogue.worker("w1")]
+    client.submit(1, function="add", inputs=[(0, 1)])
+    for worker in workers:
+        worker.done(worker.grant(), nbytes=nbytes)
+    assert workers[place].grant().runs[1::2] == [1]
+    workers[1 - place].hears_nothing()
+    client.inbox.clear()
+
+
 def test_an_input_taken_twice_is_released_once(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=2)
     client.submit(2)

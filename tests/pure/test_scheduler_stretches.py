@@ -38,7 +38,13 @@ def test_a_worker_draws_from_its_own_stretch_in_order() -> None:
 
 def test_a_worker_without_a_stretch_takes_half_of_the_largest() -> None:
     bucket, state = bucket_of((1, 0, 2), (2, 2, 12))
-    assert rows_of(bucket.take(3, 10, state, anywhere, 0))[:5] == [7, 8, 9, 10, 11]
+    assert rows_of(bucket.take(3, 9, state, anywhere, 0))[:5] == [7, 8, 9, 10, 11]
+
+
+def test_a_stretch_that_one_grant_takes_is_not_cut() -> None:
+    bucket, state = bucket_of((1, 0, 2), (2, 2, 12))
+    assert bucket.take(3, 11, state, anywhere, 0) == [(2, 12), (1, 2)]
+    assert bucket.spans[1][0] == [0, 1]
 
 
 def test_what_nobody_owns_is_drawn_from_the_front() -> None:

@@ -108,6 +108,16 @@ def explaining_deadly_plan(seed: int) -> Plan:
     return replace(plan, explains=1.0, agent_crashes=5.0, shape=replace(plan.shape, ending_workers=0.2))
 
 
+def losing_plan(seed: int) -> Plan:
+    """Workers that often die with values that clients look for, and cannot always be made again."""
+    plan = busy_plan(seed)
+    shape = replace(plan.shape, parents=0.0, none=0.0, flaky=0.3)
+    return replace(
+        plan, shape=shape, agent_crashes=5.0, actions=16, graph_size=8, gathers=0.4, releases=0.1, cancels=0.0,
+        memory_limit_bytes=1 << 32, threads=1, spill_failures=0.0, spill_damages=0.0, greed=0.0,
+    )  # fmt: skip
+
+
 def asking_plan(seed: int) -> Plan:
     """Clients that mostly ask, about workers that often die."""
     return replace(busy_plan(seed), asks=1.5, agent_crashes=5.0, actions=20, graph_size=6, longest_delay_seconds=0.005)
@@ -228,15 +238,15 @@ def splits_arguments_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def splits_a_stretch_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    original = Bucket._move_half
+    original = Bucket._move
 
-    def move_half(self: Bucket, victim: int, thief: int) -> None:
-        original(self, victim, thief)
+    def move(self: Bucket, victim: int, thief: int, limit: int) -> None:
+        original(self, victim, thief, limit)
         span = self.spans[thief][-1]
         if span[1] - span[0] > 2:
             span[1] -= 1
 
-    patch.setattr(Bucket, "_move_half", move_half)
+    patch.setattr(Bucket, "_move", move)
 
 
 def loses_a_release(patch: pytest.MonkeyPatch) -> None:
@@ -523,7 +533,7 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (loses_the_futures_inside_a_value, referring_plan),
     (keeps_the_attempt_after_a_loss, busy_plan),
     (gives_resources_back_twice, busy_plan),
-    (forgets_whom_to_tell_of_a_reset, busy_plan),
+    (forgets_whom_to_tell_of_a_reset, losing_plan),
     (believes_a_worker_that_is_gone, busy_plan),
     (frees_values_that_are_needed, busy_plan),
     (agent_leaves_one_out_of_a_recall, busy_plan),
@@ -536,7 +546,7 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (agent_runs_anything_inside_a_task_that_waits, nested_plan),
     (agent_forgets_the_other_threads_of_a_process, lambda seed: replace(deadly_plan(seed), threads=2)),
     (agent_runs_what_died_beside_others, lambda seed: replace(deadly_plan(seed), threads=2)),
-    (session_passes_over_a_reset, busy_plan),
+    (session_passes_over_a_reset, losing_plan),
     (session_lets_go_too_early, referring_plan),
     (explains_a_task_without_its_last_input, explaining_plan),
     (explains_by_what_a_worker_has_in_all, explaining_plan),
