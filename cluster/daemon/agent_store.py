@@ -338,7 +338,9 @@ class Store:
             else:
                 self._make_on_disk(nbytes, outcome.reason, then)
 
-        self._do(nbytes, lambda: _create(self._memory, nbytes, keeps), made)
+        # A file that ended inside its last page would have to grow for a value that ends a little later there: who
+        # writes by a map can write beyond the end, and nobody could read that.
+        self._do(nbytes, lambda: _create(self._memory, whole_pages(nbytes), keeps), made)
 
     def _make_on_disk(self, nbytes: int, reason: str, then: Callable[[str, str], None]) -> None:
         if self._disk is self._memory:

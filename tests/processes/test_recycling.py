@@ -22,7 +22,7 @@ from cluster.daemon.agent_peers import PeerServer
 from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter, send_descriptor
 from cluster.errors import ValueLost
-from cluster.storage.segment_book import class_of
+from cluster.storage.segment_book import class_of, whole_pages
 from cluster.storage.segments import SegmentDirectory, map_segment, map_to_write, write_encoded
 from cluster.wire import messages
 from cluster.wire.payload import dumps, loads
@@ -175,7 +175,7 @@ def test_a_larger_value_of_the_class_makes_the_segment_grow() -> None:
             small, large = 8 * MIB + 1, class_of(8 * MIB + 1)
             path = await one.create(small)
             before = inode(path)
-            assert os.stat(path).st_size == small
+            assert os.stat(path).st_size == whole_pages(small)
             assert one.store.used_bytes < small + 4096
             one.store.remove(path)
             path = await one.create(large)
@@ -527,6 +527,15 @@ def test_results_of_one_size_use_the_same_file_again() -> None:
             seen |= inodes(cluster)
             del future
         assert len(seen) <= 4
+
+
+def test_a_value_that_ends_a_little_later_in_the_same_page_is_whole() -> None:
+    with whole_cluster() as cluster:
+        client = cluster.client()
+        for length in (1_000_001, 1_000_002, 1_001_000):
+            future = client.submit(np.ones, length, np.uint8)
+            assert client.submit(np.sum, future).result(10) == length
+            del future
 
 
 def test_a_slot_that_dies_while_it_has_segments_mapped_loses_nothing_of_others() -> None:
