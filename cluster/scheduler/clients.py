@@ -34,6 +34,7 @@ class ClientRecord:
         self.unshown_bytes = 0  # … and it was too slow for so much of it
         self.functions: dict[bytes, FunctionRecord] = {}
         self.aliases: dict[int, int] = {}  # own number -> row of another client's task
+        self.filled_aliases: set[int] = set()  # those of which it was sent the bytes, with futures inside
         self.lanes: dict[object, Lane] = {}
         self.ready_rows = 0
         self.running = 0  # its granted tasks that take slots

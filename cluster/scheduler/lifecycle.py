@@ -74,7 +74,7 @@ class Lifecycle:
         self._unneeded: list[int] = []  # rows whose holds fell to zero, not yet looked at
         self._cascades: list[Cascade] = []
         self.actors = ActorDesk(ledger)
-        self.nesting = NestingDesk(ledger, self.unhold, self._unneeded.append)
+        self.nesting = NestingDesk(ledger, self.unhold, self.let_go, self._unneeded.append)
         self.lineage = Lineage(ledger, self._unneeded)
         self.linked = LinkedRows(ledger, self._unneeded, self.lineage, self._may_start, self._forget_run)
 
@@ -180,7 +180,10 @@ class Lifecycle:
             self.actors.made(row, run, worker)
         self.linked.finish(worker, run, row, array("q", (nbytes,)), array("I", (0, len(piece))), piece)
         for client, number in ledger.aliases_of.get(row, ()):
-            ledger.tell_finished(client, number, b"" if client.congested else piece)
+            carried = b"" if client.congested else piece
+            ledger.tell_finished(client, number, carried)
+            if carried and client.connected and row in ledger.contains:
+                client.filled_aliases.add(number)
         if row in ledger.locating:
             self.answer_locating(row)
 
@@ -302,7 +305,8 @@ class Lifecycle:
             self.lose_actor(row, why)
             return
         ledger.note(row, "value lost", why)
-        self._drop_contained(row)
+        if not self._has_sent_bytes(row):
+            self._drop_contained(row)
         self._stop_pushing(row)
         table.state[row] = RELEASED
         self._dependents_wait_again(row)
@@ -351,6 +355,17 @@ class Lifecycle:
         holds[row] -= 1
         if holds[row] == 0:
             self._unneeded.append(row)
+
+    def let_go(self, row: int) -> None:
+        """The owner wants the row no more."""
+        self.ledger.table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
+        self.unwant(row)
+
+    def unwant(self, row: int) -> None:
+        """One client less wants the row."""
+        if self.ledger.table.state[row] != FINISHED and not self._has_sent_bytes(row):
+            self._drop_contained(row)  # the value was lost, and that client had had the bytes
+        self.unhold(row)
 
     @property
     def has_unneeded(self) -> bool:
@@ -475,12 +490,27 @@ class Lifecycle:
         for inside in self.ledger.contains.pop(row, ()):
             self.unhold(inside)
 
+    def _has_sent_bytes(self, row: int) -> bool:
+        """Whether a client that wants the row was sent its bytes, perhaps of a value that was lost since.
+
+        The futures inside are held for it: it may unpickle them much later.
+        """
+        ledger = self.ledger
+        flags = ledger.table.flags[row]
+        return bool(flags & OWNER_WANTS and flags & DELIVERED) or any(
+            number in client.filled_aliases for client, number in ledger.aliases_of.get(row, ())
+        )
+
     def set_contained(self, row: int, rows: list[int]) -> None:
         """The row's value has futures of these rows inside, and holds them while it exists."""
         holds = self.ledger.table.holds
         for inside in rows:
             holds[inside] += 1
-        self._drop_contained(row)
+        kept = self.ledger.contains.get(row, []) if self._has_sent_bytes(row) else []
+        if kept:
+            rows = [*rows, *kept]
+        else:
+            self._drop_contained(row)
         if rows:
             self.ledger.contains[row] = rows
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ProtocolError
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.nesting import Parent
-from cluster.scheduler.table import ABANDONED, DELIVERED, GRANTED, KEPT, OWNER_WANTS, READY, WAITING, Run
+from cluster.scheduler.table import ABANDONED, GRANTED, KEPT, OWNER_WANTS, READY, WAITING, Run
 from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
 
@@ -40,10 +40,15 @@ class NestingDesk:
     """Keeps the ledger's `parents`, and the workers' suspended runs."""
 
     def __init__(
-        self, ledger: Ledger, unhold: Callable[[int], None], look_whether_needed: Callable[[int], None]
+        self,
+        ledger: Ledger,
+        unhold: Callable[[int], None],
+        let_go: Callable[[int], None],
+        look_whether_needed: Callable[[int], None],
     ) -> None:
         self._ledger = ledger
         self._unhold = unhold
+        self._let_go = let_go
         self._look_whether_needed = look_whether_needed
         self.on_end: list[Callable[[Parent], None]] = []  # told of what else a run had that has ended
 
@@ -111,10 +116,9 @@ class NestingDesk:
                 if table.state[current] not in (WAITING, READY, GRANTED):
                     continue
                 if table.flags[current] & OWNER_WANTS:
-                    table.flags[current] &= ~(OWNER_WANTS | DELIVERED)
                     if not table.flags[current] & KEPT:
                         ledger.tell_ended_with_parent(client, number + current - row, current)
-                    self._unhold(current)
+                    self._let_go(current)
                 elif table.holds[current] == 0:
                     self._look_whether_needed(current)
 

@@ -10,7 +10,6 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.table import (
-    DELIVERED,
     FAILED,
     FREE,
     GRANTED,
@@ -97,19 +96,19 @@ class Wants:
                 continue
             for current in range(row, row + length):
                 if flags[current] & OWNER_WANTS:
-                    flags[current] &= ~(OWNER_WANTS | DELIVERED)
-                    lifecycle.unhold(current)
+                    lifecycle.let_go(current)
                     if self.ledger.table.nbytes[current]:
                         holdings.note(self.ledger, current)
 
     def _drop_alias(self, client: ClientRecord, number: int, row: int) -> None:
         del client.aliases[number]
+        client.filled_aliases.discard(number)
         others = [entry for entry in self.ledger.aliases_of[row] if entry != (client, number)]
         if others:
             self.ledger.aliases_of[row] = others
         else:
             del self.ledger.aliases_of[row]
-        self.lifecycle.unhold(row)
+        self.lifecycle.unwant(row)
         holdings.note(self.ledger, row)
 
     def await_(self, client: ClientRecord, runs: list[int]) -> None:
@@ -183,9 +182,8 @@ class Wants:
         if not spared:
             self.lifecycle.fail(row, self._cancelled(row))
         elif ledger.run(row).client is client and table.flags[row] & OWNER_WANTS:
-            table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
             ledger.tell_failed(client, ledger.number(row), self._cancelled(row))
-            self.lifecycle.unhold(row)
+            self.lifecycle.let_go(row)
 
     def _wanted_elsewhere(self, client: ClientRecord, row: int) -> bool:
         """Whether another client wants the row."""

@@ -143,7 +143,6 @@ class Workload:
         self.specs: list[Spec] = []
         self.shape = shape
         self.always_possible: set[str] = set()  # kinds of failure that any task may come to
-        self.values_were_lost = False  # workers have ended
         self._random = random
         self._workers = workers
         self._digests: dict[int, bytes] = {}
@@ -188,8 +187,6 @@ class Workload:
             hopeless = [spec.index for spec in ancestry if spec.must_fail]
             return f"task {index} has a value, though {hopeless} cannot succeed" if hopeless else ""
         kinds = {kind for spec in ancestry for kind in spec.own_failures()}
-        if self.values_were_lost and any(spec.returned_by >= 0 for spec in ancestry):
-            kinds.add("let go of")  # what a run returned went with its value, though somebody had the bytes
         if kinds and any(spec.children for spec in ancestry):
             kinds.add("exception")  # what a child comes to is raised in its parent
         if failure not in kinds | self.always_possible:

@@ -170,7 +170,7 @@ class World:
 
     def agent_ended(self, agent: AgentProcess) -> None:
         """A worker has died or drained: whoever runs this cluster starts it again."""
-        self.workers_ended = self.workload.values_were_lost = True
+        self.workers_ended = True
         seconds = 0.5 if self.healed else self._restarts.choice(RESTART_SECONDS)
         self.clock.after(seconds, self.start_agent, agent.name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cluster.scheduler import invariants
 from cluster.wire import messages
 from tests.pure.dialogue import ClientSide, Dialogue, numbers_of
@@ -204,6 +206,39 @@ def test_a_value_computed_again_holds_its_futures_again(dialogue: Dialogue) -> N
     assert dialogue.ledger.table.holds[0] == 2
     client.release(0, 2)
     assert len(worker.freed()) == 2
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_bytes_that_a_client_has_hold_the_futures_inside_when_the_value_is_lost(
+    dialogue: Dialogue, needed: bool
+) -> None:
+    client, stays = dialogue.client(), dialogue.worker("stays")
+    client.submit()
+    inner = stays.grant()
+    stays.done(inner)
+    assert client.finished() == [0]
+    goes = dialogue.worker("goes")
+    client.submit(workers=["goes"], allow_other_workers=True)
+    outer = goes.grant()
+    if needed:
+        client.submit(inputs=[(1,)], workers=["nobody"])
+    goes.done(outer, pieces=[b"value"], contains=[[outer.runs[0], [client.client_id, 0]]])
+    assert client.finished() == [1]
+    client.release(0)
+    goes.disconnect()
+    if needed:
+        again = stays.grant()
+        assert again.runs == outer.runs
+        stays.done(again, pieces=[b"other"])
+    client.inbox.clear()
+    stays.hears_nothing()
+    alias = client.alias(client, 0)
+    assert client.finished() == [alias]
+    client.release(alias)
+    stays.hears_nothing()
+    client.release(1, 2)
+    assert (inner.attempt, 0) in stays.freed()
+    assert dialogue.ledger.table.rows_used == 0
 
 
 # ------------------------------------------------------------------ values that clients hold

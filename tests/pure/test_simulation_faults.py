@@ -136,6 +136,11 @@ def nested_plan(seed: int) -> Plan:
     return replace(drawn, shape=shape, check_every=5, cancels=0.2, workers=((1, 0.0), (2, 0.0)), graph_size=4)
 
 
+def mortal_plan(seed: int) -> Plan:
+    """Tasks that return futures, and workers that die between the arrival of their bytes and the unpickling."""
+    return replace(nested_plan(seed), agent_crashes=4.0, shares=0.0, memory_limit_bytes=1 << 32, actions=12)
+
+
 def full_plan(seed: int) -> Plan:
     """Values that fill the workers' memory, rows explained, and nothing but deaths of slots going wrong."""
     drawn = draw_plan(Random(f"{seed} full"))
@@ -280,6 +285,10 @@ def misses_the_wake_up_of_a_dependent(patch: pytest.MonkeyPatch) -> None:
 def shares_by_tasks_and_not_by_time(patch: pytest.MonkeyPatch) -> None:
     original = ClientRecord.charge
     patch.setattr(ClientRecord, "charge", lambda self, now, seconds: original(self, now, 0.001))
+
+
+def loses_the_futures_inside_bytes_that_were_sent(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lifecycle, "_has_sent_bytes", lambda self, row: False)
 
 
 def loses_the_futures_inside_a_value(patch: pytest.MonkeyPatch) -> None:
@@ -531,6 +540,7 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (misses_the_wake_up_of_a_dependent, busy_plan),
     (shares_by_tasks_and_not_by_time, lambda seed: RIVALS),
     (loses_the_futures_inside_a_value, referring_plan),
+    (loses_the_futures_inside_bytes_that_were_sent, mortal_plan),
     (keeps_the_attempt_after_a_loss, busy_plan),
     (gives_resources_back_twice, busy_plan),
     (forgets_whom_to_tell_of_a_reset, losing_plan),
