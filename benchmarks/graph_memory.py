@@ -1,8 +1,8 @@
 """Graphs of much more data than the memory limit: what the processes hold, what is moved between workers, how long.
 
-Two workers of one slot each, with the same memory limit in both systems. The memory is the proportional set size of all
-processes of the system, client and interpreters included, sampled while the graph runs. Bytes moved are what the
-workers fetched from one another, by their own count.
+Two workers of one slot each, with the same memory limit in both systems. The memory is what all processes of the system
+hold, client and interpreters included, shared pages counted once, and what lies in shared memory, mapped or not. It is
+sampled while the graph runs. Bytes moved are what the workers fetched from one another, by their own count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, check_equal
-from benchmarks.peak_memory import PeakMemory, proportional_bytes
+from benchmarks.peak_memory import PeakMemory, held_bytes
 from benchmarks.peers import Dask
 from benchmarks.systems import COLLECTIONS, Cluster, System
 
@@ -79,10 +79,10 @@ def all_to_all(width: int) -> tuple[dict[Any, Any], Any, float]:
     return graph, "total", width * (width - 1.0)
 
 
-def held_bytes() -> int:
+def held_by_all() -> int:
     """What this process and its descendants hold."""
     root = psutil.Process()
-    return proportional_bytes(process.pid for process in (root, *root.children(recursive=True)))["Pss"]
+    return held_bytes(process.pid for process in (root, *root.children(recursive=True)))
 
 
 def moved_bytes(system: System) -> int:
@@ -119,7 +119,7 @@ def measure(make: Callable[[int], tuple[dict[Any, Any], Any, float]], system: Sy
     warm_up, warm_key, _ = make(2)
     system.client.get(warm_up, warm_key)
     moved = moved_bytes(system)
-    with PeakMemory(held_bytes) as memory, Meter(system) as meter:
+    with PeakMemory(held_by_all) as memory, Meter(system) as meter:
         found = system.client.get(graph, key)
     check_equal(found, expected, "the value of the graph")
     figures = {"time": meter.seconds, "peak": memory.peak_bytes / 1e6, "moved": (moved_bytes(system) - moved) / 1e6}

@@ -11,22 +11,19 @@ proportional set size), and of what lies in shared memory, mapped or not. It is 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, check_equal
-from benchmarks.peak_memory import PeakMemory, proportional_bytes
+from benchmarks.peak_memory import PeakMemory, held_bytes
 from benchmarks.systems import HANDLES, SINGLE, SLOTS, System
 
 TIMES_THE_LIMIT = 10
 KEPT_TIMES_THE_LIMIT = 2
 ARRAYS_A_LIMIT = 64
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def make(index: int, numbers: int) -> Any:
@@ -42,19 +39,8 @@ def total(values: Any) -> int:
 
 
 def peak_memory(system: System) -> PeakMemory:
-    """Samples what the processes of a system hold of their own and of files, and what has come into shared memory."""
-    before_bytes = shared_memory_bytes()
-
-    def held_bytes() -> int:
-        held = proportional_bytes(process_id for ids in system.processes().values() for process_id in ids)
-        return held["Pss_Anon"] + held["Pss_File"] + shared_memory_bytes() - before_bytes
-
-    return PeakMemory(held_bytes)
-
-
-def shared_memory_bytes() -> int:
-    figures = os.statvfs(SHARED_MEMORY)
-    return (figures.f_blocks - figures.f_bfree) * figures.f_frsize
+    """Samples what the processes of a system hold."""
+    return PeakMemory(lambda: held_bytes(process_id for ids in system.processes().values() for process_id in ids))
 
 
 @contextmanager
