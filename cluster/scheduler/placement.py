@@ -43,6 +43,7 @@ GRANTS_PER_STEP = 128  # about 4 ms; when thousands of workers are idle, the oth
 HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
 IN_VAIN_LIMIT = 8  # what so many idle workers leave to those who hold its inputs all leave to these; they take turns
 GAIN = 4.0  # times that a wait is longer than a transfer, for a worker to prefer other workers' work to its own
+WRITTEN_BYTES_PER_SECOND = 2e9  # results into segments: between fresh memory and such as is used again
 LOOK_AGAIN_SECONDS = 0.025  # a quarter of the promise
 
 
@@ -98,6 +99,18 @@ class Placement:
         if self._now < worker.lead_after or worker.room < worker.slots:
             return 0.0
         return self.ledger.settings.lead_seconds * worker.slots - worker.outstanding_lead
+
+    def _lead_taken(self, run: Run, seconds: float) -> float:
+        """What a task of a run takes of the lead: its time, or what writing its result takes; a long one takes no more
+        than one slot's lead.
+
+        A slot is busy while it writes, which is not measured. Large values that are made quickly would otherwise be
+        made ahead of the tasks that take them, which become ready a moment later.
+        """
+        if seconds <= 0:
+            return 0.0
+        writing = (run.output_sizes.estimate_bytes or 0) / WRITTEN_BYTES_PER_SECOND
+        return min(max(seconds, writing), self.ledger.settings.lead_seconds)
 
     # ------------------------------------------------------------------ granting
 
@@ -272,7 +285,7 @@ class Placement:
             # As many as there is room for, but only where one that computes would have a slot to itself at first.
             limit = TASKS_PER_GRANT if limit > 0 and worker.free_slots else 0
         elif median is not None:
-            each = min(median, self.ledger.settings.lead_seconds)
+            each = self._lead_taken(run, median)
             limit = max(limit, math.ceil(self._lead_left(worker) / each))
             share = max(share, int(WORTH_SHARING_SECONDS / each))
         room = worker.room_for(run.lane.restriction)
@@ -325,11 +338,11 @@ class Placement:
             table.attempt[start:stop] = array("q", (attempt,)) * count
             table.state[start:stop] = bytes((GRANTED,)) * count
             table.holder[start:stop] = array("i", (worker.index,)) * count
-        lead = ledger.settings.lead_seconds
-        seconds = function.median_seconds if function.median_seconds is not None else lead
+        median = function.median_seconds
+        seconds = median if median is not None else ledger.settings.lead_seconds
         if run.makes_actor or run.calls_actor or run.is_coroutine:
             seconds = 0.0  # it takes no slot time
-        grant = GrantRecord(run, spans, seconds, min(seconds, lead), now)
+        grant = GrantRecord(run, spans, seconds, self._lead_taken(run, seconds), now)
         worker.add_grant(attempt, grant)
         run.client.granted_seconds += grant.left * seconds
         ledger.take_arguments(run, grant.left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cluster.wire import messages
 from tests.pure.dialogue import ClientSide, Dialogue, WorkerSide, numbers_of
 
@@ -189,6 +191,25 @@ def test_a_slot_is_given_no_more_ahead_than_the_lead(dialogue: Dialogue) -> None
         granted += numbers_of(worker.grant().runs)
     assert len(granted) <= 4, "each slot has one, and less than a lead waits"
     client.hears_nothing()
+
+
+@pytest.mark.parametrize(("nbytes", "ahead"), [(2000, True), (25_000_000, False)])
+def test_large_values_are_not_made_ahead_however_quickly(dialogue: Dialogue, nbytes: int, ahead: bool) -> None:
+    client, worker = dialogue.client(), dialogue.worker()
+    first = client.submit(20, function="make")
+    taking = client.submit(20, function="take", inputs=[[first + place] for place in range(20)])
+    client.release(first, 20)
+    worker.done(worker.grant(), seconds=0.001, nbytes=nbytes)
+    worker.done(worker.grant(), seconds=0.001)
+    grant = worker.grant()  # to write what it makes takes longer than the lead is
+    worker.freed()
+    made = numbers_of(grant.runs)
+    assert (len(made) > 1) == ahead
+    worker.done(grant, made[:1], seconds=0.001, nbytes=nbytes)
+    if not ahead:
+        assert dialogue.ledger.number(worker.grant().runs[0]) == taking + 1
+    worker.inbox.clear()
+    client.inbox.clear()
 
 
 def test_work_ahead_at_a_stuck_worker_is_taken_back_for_an_idle_one(dialogue: Dialogue) -> None:
