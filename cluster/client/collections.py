@@ -86,6 +86,9 @@ class Collections(ClientCore):
         `sync=False` futures. Raises KeyError for a key that is not in the graph, ValueError for tasks that need one
         another.
 
+        Tasks of which each takes only the value of the one before, and alone does, run as one, unless `retries` or
+        `timeout_seconds` is given.
+
         Dask calls this too, with graphs of its own, where a client is its scheduler: `x.compute(scheduler=client)`.
         Options that Dask has for its other schedulers are then passed over.
 

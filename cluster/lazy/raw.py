@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from cluster.client.client import Client, WithOptions
-from cluster.client.functions import label_of
+from cluster.client.client import Client
+from cluster.client.functions import is_coroutine_function, label_of
 from cluster.client.future import Future
+from cluster.client.graphs import GraphSubmission, GraphTask, input_of
+from cluster.client.options import checked_options
+from cluster.graph.chains import Chain, Step, chains
 from cluster.graph.order import depth_first
 from cluster.graph.raw import inputs_in, is_key, is_task
+from cluster.wire.payload import FutureReference
 
 __all__ = ["NestedCall", "get_raw", "run_nested", "values_of"]
+
+_OF_EACH_TASK: Final = ("retries", "timeout_seconds")
+"""Options that would mean another thing of several tasks that run as one."""
+_NO_KEYWORDS: Final[dict[str, Any]] = {}
 
 
 class NestedCall:
@@ -41,7 +49,11 @@ def _list(*members: Any) -> list[Any]:
 
 
 def get_raw(client: Client, graph: Mapping[Any, Any], keys: Any, options: dict[str, Any]) -> Any:
-    """Submit what the keys need; return the keys' futures (or values that stood there) in the shape of `keys`."""
+    """Submit what the keys need; return the keys' futures (or values that stood there) in the shape of `keys`.
+
+    Tasks of which each takes only the value of the one before, and alone does, run as one, unless the options promise
+    something of each.
+    """
     wanted = _flat(keys)
     for key in wanted:
         if not is_key(key, graph):
@@ -54,23 +66,118 @@ def get_raw(client: Client, graph: Mapping[Any, Any], keys: Any, options: dict[s
             found = inputs[key] = inputs_in(graph[key], graph)
         return found
 
-    made: dict[Hashable, Any] = {}
-    submitters: dict[str, WithOptions] = {}
-    for key in depth_first(wanted, inputs_of):
-        value = graph[key]
+    order = depth_first(wanted, inputs_of)
+    given = {name: value for name, value in options.items() if value is not None}
+    together = not any(given.get(name) for name in _OF_EACH_TASK)
+    kept = set(wanted)
+    found = chains(
+        order, inputs_of, lambda key, source: together and source not in kept and _may_join(graph, key, source)
+    )
+    with GraphSubmission(client) as submission:
+        sending = _Sending(submission, graph, checked_options(**given))
+        for chain in found:
+            sending.add(chain, has_inputs=bool(inputs[chain[-1]]))
+        submission.send()
+        return _shaped(keys, sending.futures(wanted))
+
+
+def _may_join(graph: Mapping[Any, Any], key: Hashable, source: Hashable) -> bool:
+    """Whether a task takes another's value as one of its arguments, once, and both are plain calls."""
+    return (
+        _is_plain_call(graph[key])
+        and _is_plain_call(graph[source])
+        and [is_key(argument, graph) and argument == source for argument in graph[key][1:]].count(True) == 1
+    )
+
+
+def _is_plain_call(value: Any) -> bool:
+    return is_task(value) and not is_coroutine_function(value[0]) and not any(map(_holds_task, value[1:]))
+
+
+def _holds_task(value: Any) -> bool:
+    return is_task(value) or (type(value) is list and any(map(_holds_task, value)))
+
+
+class _Sending:
+    """A graph on its way, and what stands for the values of its keys in the arguments of others."""
+
+    def __init__(self, submission: GraphSubmission, graph: Mapping[Any, Any], options: dict[str, Any]) -> None:
+        self._submission = submission
+        self._graph = graph
+        self._options = options
+        self._stands: dict[Hashable, Any] = {}
+        self._labels: dict[Hashable, str] = {}
+        self._chains: dict[tuple[tuple[int, int, int], ...], Chain] = {}
+
+    def add(self, chain: Sequence[Hashable], *, has_inputs: bool) -> None:
+        """Add a key, or several that are run as one task."""
+        key = chain[-1]
+        value = self._graph[key]
         if is_task(value):
-            label = label_of(value[0])
-            submitter = submitters.get(label)
-            if submitter is None:
-                submitter = submitters[label] = client.options(**options, label=label)
-            made[key] = _submit(submitter, value, graph, made)
-        elif inputs[key]:
-            made[key] = _resolved(value, graph, made)
-            if type(made[key]) is NestedCall:
-                made[key] = client.options(**options, label="list").submit(run_nested, made[key])
-        else:
-            made[key] = value
-    return _shaped(keys, made)
+            task = self._plain_task(value) if len(chain) == 1 else self._task_of_chain(chain)
+            self._add(key, task, label_of(value[0]))
+            return
+        if has_inputs:
+            value = self._resolved(value)
+            if type(value) is NestedCall:
+                self._add(key, GraphTask(run_nested, (value,), _NO_KEYWORDS), "list")
+                return
+        self._stands[key] = value
+
+    def futures(self, keys: Iterable[Hashable]) -> dict[Hashable, Any]:
+        """Futures of keys, or the values that stood there, by key."""
+        made: dict[Hashable, Future] = {}
+
+        def with_futures(value: Any) -> Any:
+            if type(value) is list:
+                return list(map(with_futures, value))
+            if type(value) is not FutureReference:
+                return value
+            key = value.reference[1]
+            if key not in made:
+                made[key] = self._submission.future_of(key, self._labels[key])
+            return made[key]
+
+        return {key: with_futures(self._stands[key]) for key in keys}
+
+    def _add(self, key: Hashable, task: GraphTask, label: str) -> None:
+        self._submission.add(key, task, label, self._options)
+        self._stands[key] = input_of(key)
+        self._labels[key] = label
+
+    def _plain_task(self, task: tuple[Any, ...]) -> GraphTask:
+        args = [self._resolved(argument) for argument in task[1:]]
+        if any(type(argument) is NestedCall for argument in args):
+            return GraphTask(run_nested, (NestedCall(task[0], args),), _NO_KEYWORDS)
+        return GraphTask(task[0], tuple(args), _NO_KEYWORDS)
+
+    def _task_of_chain(self, chain: Sequence[Hashable]) -> GraphTask:
+        steps: list[Step] = []
+        args: list[Any] = []
+        for index, key in enumerate(chain):
+            function, *own = self._graph[key]
+            place = -1
+            if index:
+                before = chain[index - 1]
+                place = next(at for at, each in enumerate(own) if is_key(each, self._graph) and each == before)
+                del own[place]
+            args += map(self._resolved, own)
+            steps.append((function, len(own), place))
+        # Made once, so that its bytes are too: they are a function's, and it is not seen from outside what they are.
+        alike = tuple((id(function), count, place) for function, count, place in steps)
+        if alike not in self._chains:
+            self._chains[alike] = Chain(steps)
+        return GraphTask(self._chains[alike], tuple(args), _NO_KEYWORDS)
+
+    def _resolved(self, value: Any) -> Any:
+        """A value with what stands for keys, and calls for tasks."""
+        if is_task(value):
+            return NestedCall(value[0], [self._resolved(argument) for argument in value[1:]])
+        if type(value) is list:
+            members = [self._resolved(member) for member in value]
+            # A list of values is not searched for calls where it arrives.
+            return NestedCall(_list, members) if any(type(member) is NestedCall for member in members) else members
+        return self._stands[value] if is_key(value, self._graph) else value
 
 
 def values_of(client: Client, shape: Any) -> Any:
@@ -96,26 +203,6 @@ def _filled(shape: Any, gathered: Iterable[Any]) -> Any:
         return next(values) if isinstance(member, Future) else member
 
     return filled(shape)
-
-
-def _submit(
-    submitter: WithOptions, task: tuple[Any, ...], graph: Mapping[Any, Any], made: dict[Hashable, Any]
-) -> Future:
-    args = [_resolved(argument, graph, made) for argument in task[1:]]
-    if any(type(argument) is NestedCall for argument in args):
-        return submitter.submit(run_nested, NestedCall(task[0], args))
-    return submitter.submit(task[0], *args)
-
-
-def _resolved(value: Any, graph: Mapping[Any, Any], made: dict[Hashable, Any]) -> Any:
-    """A value with futures for keys and calls for tasks."""
-    if is_task(value):
-        return NestedCall(value[0], [_resolved(argument, graph, made) for argument in value[1:]])
-    if type(value) is list:
-        members = [_resolved(member, graph, made) for member in value]
-        # A list of values is not searched for calls where it arrives.
-        return NestedCall(_list, members) if any(type(member) is NestedCall for member in members) else members
-    return made[value] if is_key(value, graph) else value
 
 
 def _flat(keys: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster import Client, ClusterError, Future, compute, delayed, persist
+from cluster import Client, ClusterError, Future, compute, current, delayed, persist
 
 pytestmark = pytest.mark.both_shapes
 
@@ -106,6 +106,43 @@ def test_a_raw_graph(client: Client) -> None:
         client.get({"a": (increment, "b"), "b": (increment, "a")}, "a")
     with pytest.raises(ValueError, match="not asked for"):
         client.get(graph, "broken")
+
+
+def keys_so_far(before: list[str], *others: Any) -> list[str]:
+    """What the task in which it runs is called, behind what those before it were called."""
+    return [*before, current().key]
+
+
+async def keys_awaited(before: list[str]) -> list[str]:
+    return [*before, current().key]
+
+
+def test_tasks_of_a_raw_graph_that_only_one_other_takes_run_with_it(client: Client) -> None:
+    graph: dict[Any, Any] = {
+        "a": (keys_so_far, []),
+        "b": (keys_so_far, "a", "text", [1]),
+        "c": (keys_so_far, "b"),
+        "twice": (operator.add, "c", "c"),
+        "inside": (keys_so_far, (keys_so_far, "c")),
+        "awaited": (keys_awaited, "a"),
+        "after": (keys_so_far, "awaited"),
+        "d": (fail, "on purpose"),
+        "e": (increment, "d"),
+    }
+    assert len(set(client.get(graph, "c"))) == 1
+    first, second, third = client.get(graph, ["b", "c"])[1]
+    assert first == second != third, "what is asked for is a task of its own end"
+    names = client.get(graph, "twice")
+    assert names == names[:3] * 2
+    assert len(set(names)) == 1
+    first, *_, fourth, fifth = client.get(graph, "inside")
+    assert first != fourth == fifth, "what holds further tasks stays apart"
+    assert len(set(client.get(graph, "after"))) == 3, "and so does what is awaited"
+    assert len(set(client.get(graph, "c", retries=1))) == 3, "each is tried again for itself"
+    assert len(set(client.get(graph, "c", timeout_seconds=60))) == 3
+    with pytest.raises(ValueError, match="on purpose"):
+        client.get(graph, "e")
+    assert client.get(graph, "e", sync=False).exception().args == ("on purpose",)
 
 
 def test_without_a_client_the_error_says_what_to_do() -> None:
