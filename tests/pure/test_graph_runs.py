@@ -10,8 +10,11 @@ from benchmarks import workflows
 from cluster.scheduler import admission
 from cluster.scheduler.ready import Lane
 from cluster.scheduler.worker_memory import BUDGET_SHARE
+from cluster.simulation import graph_runs
 from cluster.simulation.graph_runs import GraphRun, GraphTask
+from tests.pure.graph_draws import run_drawn
 
+SEEDS = range(15)
 MB = 1_000_000
 CHUNK = 100 * MB
 
@@ -118,6 +121,11 @@ def test_families_of_workflows_end_within_a_small_multiple_of_their_bound() -> N
         assert max(max(ends), work / 6) <= seconds <= 2.5 * max(max(ends), work / 6), family
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_drawn_graphs_show_no_fault(seed: int) -> None:
+    run_drawn(seed)
+
+
 # ------------------------------------------------------------------ planted faults
 
 
@@ -126,6 +134,14 @@ def test_it_shows_when_nothing_is_held_back(monkeypatch: pytest.MonkeyPatch) -> 
     run = GraphRun([waiting_for_a_model(200, 60.0)], [(2, 10 * CHUNK)] * 2)
     run.run()
     assert max(peaks(run)) > 5 * 10 * CHUNK
+
+
+def test_it_shows_when_the_world_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_runs, "EVENTS_LIMIT", 20_000)
+    run_drawn(3)
+    monkeypatch.setattr(admission, "stands_still", lambda worker, client, now: False)
+    with pytest.raises(AssertionError, match="does not end"):
+        run_drawn(3)
 
 
 def test_it_shows_when_consumers_do_not_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
