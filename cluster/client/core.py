@@ -42,6 +42,7 @@ class ClientCore:
     """What every part of a client's face stands on."""
 
     asynchronous = False
+    _is_of_a_task = False  # then it is no other code's that asks for a client of this process
     """Whether what waits has to be awaited."""
     _session_kind: type[Session] = Session
     _driver_kind: Callable[..., Driver] = Driver
@@ -136,7 +137,8 @@ class ClientCore:
             reason = session.lost or f"the scheduler at {self.scheduler_address} did not answer in {timeout} seconds"
             yield Aside(self._shut)
             raise ConnectionLost(reason)
-        _clients[self.id] = self
+        if not self._is_of_a_task:
+            _clients[self.id] = self
 
     # ------------------------------------------------------------------ the end
 

@@ -7,6 +7,7 @@ import gc
 import operator
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -112,6 +113,20 @@ def fibonacci(n: int) -> int:
 
 def dive(depth: int) -> int:
     return 0 if depth == 0 else 1 + int(get_client().submit(dive, depth - 1).result())
+
+
+def fire(path: str) -> None:
+    fire_and_forget(get_client().submit(touch, path))
+
+
+def ask_in_a_thread() -> str:
+    """What a thread of the process hears that is not the task's, while the task has a client."""
+    name = get_client().name
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return f"{pool.submit(get_client).result().name} and not {name}"
+        except ClusterError as error:
+            return str(error)
 
 
 def hand_back(x: int) -> Box:
@@ -303,7 +318,6 @@ def test_tasks_run_side_by_side(client: Client, engine: str, tmp_path: Path) -> 
 
 
 def test_tasks_wait_for_their_children(client: Client, engine: str) -> None:
-    only(engine, LOCAL, "its tasks run where no client is")
     assert client.submit(fibonacci, 7).result(PATIENCE_SECONDS) == 13
     assert client.gather(client.map(dive, [3 * SLOTS] * (2 * SLOTS)), timeout=PATIENCE_SECONDS) == [3 * SLOTS] * (
         2 * SLOTS
@@ -311,7 +325,7 @@ def test_tasks_wait_for_their_children(client: Client, engine: str) -> None:
 
 
 def test_futures_come_back_inside_values(client: Client, engine: str) -> None:
-    only(engine, LOCAL, "its tasks run where no client is")
+    only(engine, LOCAL, "its tasks have clients of their own")
     box = client.submit(hand_back, 1).result(PATIENCE_SECONDS)
     assert box.content[0].result(PATIENCE_SECONDS) == 2
     nested = client.submit(hand_back, 4)
@@ -332,10 +346,21 @@ def test_a_task_knows_itself(client: Client, engine: str) -> None:
         current()
 
 
-def test_a_task_that_cannot_reach_its_client_is_told(client: Client, engine: str) -> None:
-    only(engine, FOREIGN, "its tasks can")
-    with pytest.raises(ClusterError, match=f"a task on {engine.removesuffix('-client')}://.* cannot submit tasks"):
-        client.submit(dive, 1).result(PATIENCE_SECONDS)
+def test_where_tasks_have_clients_of_their_own_no_future_passes(client: Client, engine: str) -> None:
+    only(engine, FOREIGN, "its tasks have its own client")
+    told = f"a task on {engine.removesuffix('-client')}://.* has a client of its own, and cannot"
+    with pytest.raises(ClusterError, match=f"{told} return its futures"):
+        client.submit(hand_back, 1).result(PATIENCE_SECONDS)
+    scattered = client.scatter({"a": client.submit(increment, 1)})
+    with pytest.raises(ClusterError, match=f"{told} use a future that lies in a value"):
+        client.submit(len, scattered).result(PATIENCE_SECONDS)
+    assert "no open Client" in client.submit(ask_in_a_thread).result(PATIENCE_SECONDS)
+
+
+def test_what_a_task_fires_and_forgets_runs(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "touched"
+    client.submit(fire, str(path)).result(PATIENCE_SECONDS)
+    until(path.exists, "the task has run")
 
 
 # ------------------------------------------------------------------ limits

@@ -125,7 +125,7 @@ class DaskClient(EngineClient):
     """A client whose tasks run on a Dask cluster: `Client("dask://host:port")`."""
 
     def _make_engine(self) -> Engine:
-        made: Engine = adapter("engines.dask").DaskEngine(self._address, self._timeout_seconds)
+        made: Engine = adapter("engines.dask").DaskEngine.connect(self._address, self._timeout_seconds)
         return made
 
 
@@ -133,7 +133,7 @@ class RayClient(EngineClient):
     """A client whose tasks run on a Ray cluster: `Client("ray://host:port")`, `Client("ray://local")`."""
 
     def _make_engine(self) -> Engine:
-        made: Engine = adapter("engines.ray").RayEngine(self._address)
+        made: Engine = adapter("engines.ray").RayEngine.connect(self._address)
         return made
 
 

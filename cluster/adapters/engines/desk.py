@@ -491,6 +491,10 @@ class Desk:
         task = self._tasks.get(number)
         return None if task is None else task.value
 
+    def keeps_any(self) -> bool:
+        """Whether there is a task yet to end that the client wants to end though it has no future of it."""
+        return any(-1 in task.numbers for task in self._tasks.values())
+
     def _places(self, runs: list[int]) -> list[Any]:
         found = []
         for number in _numbers(runs):

@@ -1,4 +1,4 @@
-"""Running one call, in this process or in another's worker: from bytes to bytes, as a slot does it."""
+"""Running one call: from bytes to bytes, as a slot does it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 from cluster.adapters.engines.protocol import Outcome, Run
 from cluster.client.core import ClientCore, client_of_task
 from cluster.daemon.task_context import running_inside
-from cluster.errors import ClusterError, SerializationError
+from cluster.errors import SerializationError
 from cluster.session.machine import Failure
 from cluster.session.parts import Function
 from cluster.wire.encoded import Reference
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.payload import dumps, loads
 
-__all__ = ["Answer", "LoadedFunctions", "RunHere", "answer_elsewhere", "current_run"]
+__all__ = ["Answer", "LoadedFunctions", "RunHere", "answer_call", "current_run"]
 
 SMALL_VALUE_BYTES: Final = 64 * 1024
 FUNCTIONS_KEPT: Final = 256
@@ -216,27 +216,3 @@ def current_run() -> Run | None:
 
 
 running_inside(_running.get)
-
-
-# --------------------------------------------------------------------------- in a worker of another cluster
-
-
-_functions = LoadedFunctions()
-
-
-def answer_elsewhere(
-    engine_name: str, function: tuple[bytes, str, bytes], arguments: bytes, keywords: bool, inputs: Sequence[bytes]
-) -> Answer:
-    """Make a call in a process that has no client."""
-
-    def no_client() -> ClientCore:
-        raise ClusterError(
-            f"a task on {engine_name} runs where its client is not, and cannot submit tasks; those of a cluster can, "
-            "and of the engines inline, threads and processes"
-        )
-
-    token = client_of_task.set(no_client)
-    try:
-        return answer_call(_functions, Function(*function), arguments, keywords, inputs, lambda reference: no_client())
-    finally:
-        client_of_task.reset(token)
