@@ -5,6 +5,10 @@ many runs of a few tasks each: two leaves, the task that takes them, two leaves 
 free, two leaves of one consumer would go to two workers, each time. So the runs without inputs that a client submits in
 one go are a row of places, and each worker takes the next place of its own stretch, or half of the largest other
 stretch when it has none left. Neighbours then meet on one worker, and so do what is made of them and its neighbours.
+
+At each end of a stretch there are values whose neighbours are not made yet, some for each level of a tree. So that they
+wait for the end of the stretch only and not for all of it, two who share a row work towards each other, one from its
+front and the other from its back.
 """
 
 from __future__ import annotations
@@ -19,20 +23,41 @@ __all__ = ["Neighbours"]
 
 GAP_SECONDS: Final = 0.05  # what comes later than that after the last was not submitted in one go with it
 PLACES_LIMIT: Final = 1 << 16
+MEANWHILE_PLACES: Final = 4  # taken of a row that may still grow by who begins at its end
+
+
+class _Stretch:
+    """Places from `start` to `stop`, taken in their order, or backwards."""
+
+    __slots__ = ("backwards", "start", "stop")
+
+    def __init__(self, start: int, stop: int, backwards: bool = False) -> None:
+        self.start = start
+        self.stop = stop
+        self.backwards = backwards
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def cut_off(self, count: int, *, at_the_end: bool) -> tuple[int, int]:
+        """Take so many places off an end of it."""
+        if at_the_end:
+            self.stop -= count
+            return self.stop, self.stop + count
+        self.start += count
+        return self.start - count, self.start
 
 
 class Neighbours:
-    """Buckets in the order of their submission, and whose stretch each stands in.
+    """Buckets in the order of their submission, and whose stretch each stands in."""
 
-    A stretch is `[next place, stop]`; the places of the row that nobody has are the last stretch.
-    """
-
-    __slots__ = ("_buckets", "_stretches", "_unowned", "last_at")
+    __slots__ = ("_backwards", "_buckets", "_stretches", "_unowned", "last_at")
 
     def __init__(self) -> None:
         self._buckets: list[Bucket | None] = []
-        self._stretches: dict[int, list[int]] = {}
-        self._unowned = 0  # the first place that is in nobody's stretch
+        self._stretches: dict[int, _Stretch] = {}
+        self._unowned: list[_Stretch] = []  # the places that are in nobody's stretch
+        self._backwards: dict[int, bool] = {}  # by worker: from which end it takes of these
         self.last_at = 0.0
 
     def takes(self, now: float) -> bool:
@@ -44,65 +69,71 @@ class Neighbours:
         bucket.place = len(self._buckets)
         self._buckets.append(bucket)
         self.last_at = now
+        if self._unowned and self._unowned[-1].stop == bucket.place:
+            self._unowned[-1].stop += 1
+        else:
+            self._unowned.append(_Stretch(bucket.place, bucket.place + 1))
 
     def leave(self, bucket: Bucket) -> None:
         """Nothing of its run is listed any more: it is not kept for its place, nor are the run's arguments."""
         self._buckets[bucket.place] = None
 
-    def of(self, worker: int, limit: int) -> Iterator[Bucket]:
+    def of(self, worker: int, limit: int, now: float) -> Iterator[Bucket]:
         """Up to so many buckets that have rows, in the order in which a worker should take from them.
 
         All are of one stretch: the rest of it is behind what could not be taken.
         """
         stretch = self._stretches.get(worker)
-        if stretch is None or self._first(stretch) is None:
-            stretch = self._take_over(worker)
+        if stretch is None or not self._has_rows(stretch):
+            stretch = self._take_over(worker, now)
             if stretch is None:
                 return
-        place = stretch[0]
-        while place < stretch[1] and limit > 0:
+        places = range(stretch.start, stretch.stop)
+        for place in reversed(places) if stretch.backwards else places:
             bucket = self._buckets[place]
             if bucket is not None and bucket.size > 0:
-                limit -= 1
                 yield bucket
-            place += 1
+                limit -= 1
+                if limit <= 0:
+                    return
 
-    def _first(self, stretch: list[int]) -> int | None:
-        """The first place of a stretch with rows; those before it are left behind."""
-        place, stop = stretch
-        while place < stop:
-            bucket = self._buckets[place]
-            if bucket is not None and bucket.size > 0:
-                stretch[0] = place
-                return place
-            self._buckets[place] = None
-            place += 1
-        stretch[0] = stop
-        return None
+    def _has_rows(self, stretch: _Stretch) -> bool:
+        """Whether a stretch has rows; places without are left behind at its ends."""
+        while len(stretch) and not self._is_listed(stretch.start):
+            stretch.start += 1
+        while len(stretch) and not self._is_listed(stretch.stop - 1):
+            stretch.stop -= 1
+        return len(stretch) > 0
 
-    def _take_over(self, worker: int) -> list[int] | None:
-        """Half of the largest stretch: nobody's from its front, another's from its back."""
+    def _is_listed(self, place: int) -> bool:
+        bucket = self._buckets[place]
+        if bucket is not None and bucket.size > 0:
+            return True
+        self._buckets[place] = None
+        return False
+
+    def _take_over(self, worker: int, now: float) -> _Stretch | None:
+        """Half of the largest stretch, nobody's or another's."""
         self._stretches.pop(worker, None)
-        unowned = [self._unowned, len(self._buckets)]
-        self._first(unowned)
-        self._unowned = unowned[0]
-        largest, owner = unowned[1] - unowned[0], -1
-        for other, stretch in list(self._stretches.items()):
-            if self._first(stretch) is None:
-                del self._stretches[other]
-            elif stretch[1] - stretch[0] > largest:
-                largest, owner = stretch[1] - stretch[0], other
-        if largest <= 0:
-            return None
-        half = (largest + 1) // 2
-        if owner < 0:
-            mine = [unowned[0], unowned[0] + half]
-            self._unowned = mine[1]
+        self._unowned = [stretch for stretch in self._unowned if self._has_rows(stretch)]
+        for other in [other for other, stretch in self._stretches.items() if not self._has_rows(stretch)]:
+            del self._stretches[other]
+        nobodys = max(self._unowned, key=len, default=None)
+        others = max(self._stretches.values(), key=len, default=None)
+        if nobodys is not None and (others is None or len(nobodys) >= len(others)):
+            self._stretches[worker] = mine = self._take_unowned(nobodys, worker, now)
+        elif others is not None:
+            half = (len(others) + 1) // 2
+            # Towards each other: what was made on the other side of this half is used up first.
+            cut = others.cut_off(half, at_the_end=not others.backwards)
+            self._stretches[worker] = mine = _Stretch(*cut, backwards=not others.backwards)
         else:
-            theirs = self._stretches[owner]
-            mine = [theirs[1] - half, theirs[1]]
-            theirs[1] -= half
-            if theirs[0] >= theirs[1]:
-                del self._stretches[owner]
-        self._stretches[worker] = mine
-        return mine if self._first(mine) is not None else None
+            return None
+        return mine if self._has_rows(mine) else None
+
+    def _take_unowned(self, stretch: _Stretch, worker: int, now: float) -> _Stretch:
+        half = (len(stretch) + 1) // 2
+        backwards = self._backwards.setdefault(worker, len(self._backwards) % 2 == 1)
+        if backwards and self.takes(now):  # there may be more to come: this is not its end
+            return _Stretch(*stretch.cut_off(min(half, MEANWHILE_PLACES), at_the_end=False))
+        return _Stretch(*stretch.cut_off(half, at_the_end=backwards), backwards=backwards)

@@ -211,7 +211,7 @@ class Placement:
                 if suspects is not None and not self._takes_suspect(worker, suspects):
                     continue
                 allowed = limit if suspects is None else one
-                taken = lane.take(worker.index, allowed, self.ledger.table.state, may_move, search, judge)
+                taken = lane.take(worker.index, allowed, self.ledger.table.state, may_move, search, judge, now)
                 if taken is not None:
                     run, spans = taken
                     grant = self._grant(worker, run, spans, now)

@@ -350,6 +350,7 @@ class Lane:
         may_move: Callable[[int, int, int], bool],
         search: int,
         judge: Callable[[Run], Callable[[int], bool] | None],
+        now: float,
     ) -> tuple[Run, list[Span]] | None:
         """The next rows for a worker, all of one run; None when nothing here may run there now.
 
@@ -366,7 +367,7 @@ class Lane:
             buckets: Iterable[Bucket] = (bucket,)
             if bucket.neighbours is not None and bucket.neighbours is not tried and _is_worth_moving(bucket.run):
                 tried = bucket.neighbours
-                buckets = chain(tried.of(worker, MATES_LOOKED_AT), buckets)
+                buckets = chain(tried.of(worker, MATES_LOOKED_AT, now), buckets)
             for candidate in buckets:
                 allowed = limit(candidate.run)
                 if allowed > 0:

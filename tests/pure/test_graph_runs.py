@@ -99,6 +99,14 @@ def test_neighbours_meet_on_one_worker() -> None:
     assert run.moved_bytes < 0.1 * 256 * CHUNK
 
 
+def test_of_two_workers_none_holds_more_of_a_tree_than_one_alone() -> None:
+    alone, together = (GraphRun([tree(512)], [(1, 100 * CHUNK)] * workers) for workers in (1, 2))
+    alone.run()
+    together.run()
+    assert max(peaks(alone)) <= 11 * CHUNK, "a value of each level, and what is made and taken"
+    assert max(peaks(together)) <= max(peaks(alone))
+
+
 def test_a_worker_that_joins_late_gets_its_share() -> None:
     def busy(late: dict[int, float]) -> GraphRun:
         run = GraphRun([tree(400)], [(2, 20 * CHUNK)] * 4, late=late)

@@ -97,5 +97,5 @@ def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() 
         run = table.allocate(1, client, 0)
         lane.add(run, NOBODY, run.start, run.start + 1)
         if lane.size > 1:  # there is always one more
-            assert lane.take(1, lambda run: 1, table.state, anywhere, 0, lambda run: None) is not None
+            assert lane.take(1, lambda run: 1, table.state, anywhere, 0, lambda run: None, 0.0) is not None
     assert sum(isinstance(each, Bucket) for each in gc.get_objects()) <= before + 2
