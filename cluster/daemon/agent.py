@@ -31,6 +31,7 @@ from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.descriptor_limit import raise_descriptor_limit
 from cluster.daemon.memory_kills import MemoryKills
 from cluster.daemon.process_memory import own_bytes
+from cluster.daemon.slot_memory import give_back_free_memory
 from cluster.ids import new_id
 from cluster.installed import installed_versions
 from cluster.storage.segments import lies_in_memory
@@ -137,12 +138,12 @@ class AgentDaemon:
             events.ToPeer: self._server.send,
             events.ServeSegment: self._server.send,
             events.ServePiece: self._server.send,
+            events.NoteSent: self._server.note_sent,
             events.FetchFrom: self._links.fetch,
             events.GiveUpFetch: self._links.give_up,
             events.CreateSegment: self._create_segment,
             events.ShrinkSegments: lambda effect: self._store.shrink(effect.nbytes),
-            events.SpillSegment: lambda effect: self._spiller.spill(effect),
-            events.CheckSpilled: lambda effect: self._spiller.check(effect),
+            **self._spiller.performers,
             events.RemoveSegments: self._remove_segments,
             events.AnswerSegment: self._answer_segment,
             events.Interrupt: self._interrupt,
@@ -271,10 +272,11 @@ class AgentDaemon:
             return
         self._handling = True
         try:
-            with SendingStep.of(self._loop):
-                while self._events:
-                    for effect in self._agent.handle(self._loop.time(), self._events.popleft()):
-                        self._perform[type(effect)](effect)
+            while self._events:  # what leaves at the end of a step may be what an event was waiting for
+                with SendingStep.of(self._loop):
+                    while self._events:
+                        for effect in self._agent.handle(self._loop.time(), self._events.popleft()):
+                            self._perform[type(effect)](effect)
         finally:
             self._handling = False
         self._set_timer()
@@ -461,10 +463,13 @@ class AgentDaemon:
         if self._ended.done():
             return  # the store's thread, and the loop's, take no more work
         # The kernel may take milliseconds for large processes.
-        measuring = self._loop.run_in_executor(None, self._figures, self._starter.slot_process_ids)
+        processes, tight = self._starter.slot_process_ids, self._agent.memory.fullness > _TIGHT
+        measuring = self._loop.run_in_executor(None, self._figures, processes, tight)
         measuring.add_done_callback(self._measured)
 
-    def _figures(self, processes: dict[int, int]) -> events.Measured:
+    def _figures(self, processes: dict[int, int], tight: bool) -> events.Measured:
+        if tight:
+            give_back_free_memory()  # of small values that went to disk, for one; it takes a millisecond
         slots = {slot: own_bytes(process_id) for slot, process_id in processes.items()}
         starter_bytes = own_bytes(self._starter.process_id)
         figures = {

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from cluster.daemon.agent_hosts import PeerHosts
 from cluster.daemon.agent_pieces import OutgoingPiece, PieceChecksums
@@ -24,6 +24,8 @@ from cluster.worker.events import (
     FetchFrom,
     FromPeer,
     GiveUpFetch,
+    NoteSent,
+    PeerSent,
     ServePiece,
     ServeSegment,
     ToPeer,
@@ -42,6 +44,7 @@ _PIECES_WAITING: Final = 4 * PIECES_AHEAD
 _STALLED_SECONDS: Final = 15.0
 
 Feed = Callable[[Event], None]
+_Answer: TypeAlias = ToPeer | ServeSegment | OutgoingPiece | NoteSent
 
 
 def receive_into_segment(connection: Connection, store: Store, nbytes: int, then: Callable[[str, str], None]) -> None:
@@ -82,7 +85,7 @@ class PeerServer:
         self._feed = feed
         self._connections: dict[int, Connection] = {}
         self._numbers: dict[Connection, int] = {}
-        self._held_back: dict[int, deque[ToPeer | ServeSegment | OutgoingPiece]] = {}
+        self._held_back: dict[int, deque[_Answer]] = {}
         self._last_number = 0
         self._checksums = PieceChecksums()
 
@@ -103,6 +106,8 @@ class PeerServer:
         for waiting in self._held_back.pop(number, ()):
             if isinstance(waiting, OutgoingPiece):
                 waiting.close()
+            elif isinstance(waiting, NoteSent):
+                self._feed(PeerSent(number, gone=True))
         self._hosts.closed(number)
 
     def close(self) -> None:
@@ -139,6 +144,17 @@ class PeerServer:
         else:
             self._send_now(connection, answer)
 
+    def note_sent(self, effect: NoteSent) -> None:
+        """Say when all that the peer was sent before has left."""
+        number = effect.peer
+        connection = self._connections.get(number)
+        if connection is None:
+            self._feed(PeerSent(number, gone=True))
+        elif connection.paused or number in self._held_back:
+            self._held_back.setdefault(number, deque()).append(effect)
+        else:
+            self._feed(PeerSent(number, gone=False))
+
     def _begin_piece(self, connection: Connection, effect: ServePiece) -> OutgoingPiece:
         piece = OutgoingPiece(effect)
         if self._fast_paths and not connection.encrypted:
@@ -157,9 +173,12 @@ class PeerServer:
         if not waiting:
             self._held_back.pop(number, None)
 
-    def _send_now(self, connection: Connection, effect: ToPeer | ServeSegment | OutgoingPiece) -> None:
+    def _send_now(self, connection: Connection, effect: _Answer) -> None:
         if isinstance(effect, OutgoingPiece):
             effect.send(connection, self._fast_paths)
+            return
+        if isinstance(effect, NoteSent):
+            self._feed(PeerSent(effect.peer, gone=False))
             return
         if isinstance(effect, ToPeer):
             message = effect.message
@@ -207,7 +226,7 @@ class PeerServer:
         receive_into_segment(connection, self._store, nbytes, arrived)
 
 
-def _is_being_counted(answer: ToPeer | ServeSegment | OutgoingPiece) -> bool:
+def _is_being_counted(answer: _Answer) -> bool:
     return isinstance(answer, OutgoingPiece) and answer.checksum is None
 
 

@@ -1,4 +1,4 @@
-"""The agent's values on disk: two threads copy them there, compare them when they are needed, and remove them."""
+"""The agent's values on disk: two threads write them, read and compare them when they are needed, and remove them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cluster.errors import StoreFull, ValueLost
+from cluster.storage.packs import PackFile, read_pack, rewrite_packs, write_pack
 from cluster.storage.segments import SegmentDirectory, sweep
 from cluster.storage.spill import check_file, room_bytes, store_file
 from cluster.units import format_bytes
-from cluster.worker.events import CheckSpilled, Event, Spilled, SpilledChecked, SpillFailed, SpillSegment
+from cluster.worker.events import (
+    CheckSpilled,
+    Event,
+    PackFailed,
+    PackRead,
+    PackWritten,
+    ReadPack,
+    RemovePacks,
+    RewritePacks,
+    Spilled,
+    SpilledChecked,
+    SpillFailed,
+    SpillSegment,
+    WritePack,
+)
 
 __all__ = ["Spiller"]
 
@@ -43,11 +58,24 @@ class Spiller:
         self._note_moved = note_moved
         self._threads: ThreadPoolExecutor | None = None
         self._said_full = False
+        self._packs: dict[int, PackFile] = {}
 
     @property
     def path(self) -> Path:
         """Where the files are."""
         return self._directory.path
+
+    @property
+    def performers(self) -> dict[type[Any], Callable[[Any], None]]:
+        """What carries out which effect."""
+        return {
+            SpillSegment: self.spill,
+            CheckSpilled: self.check,
+            WritePack: self.write_pack,
+            RewritePacks: self.rewrite_packs,
+            ReadPack: self.read_pack,
+            RemovePacks: self.remove_packs,
+        }
 
     def owns(self, path: str) -> bool:
         """Whether that file is one of these."""
@@ -79,11 +107,50 @@ class Spiller:
         """Remove a file."""
         self._do(self._remove, path)
 
+    def write_pack(self, effect: WritePack) -> None:
+        """Write small values into one file."""
+        self._make_pack(effect.pack, lambda: write_pack(self._directory, effect.values, effect.compression))
+
+    def rewrite_packs(self, effect: RewritePacks) -> None:
+        """Write what is left of some packs into one."""
+        pieces = [(self._packs[number], start, size) for number, start, size in effect.pieces]
+        self._make_pack(effect.pack, lambda: rewrite_packs(self._directory, pieces, effect.compression))
+
+    def read_pack(self, effect: ReadPack) -> None:
+        """Read small values."""
+        pack = self._packs[effect.pack]
+        self._do(lambda effect: PackRead(effect.request, *read_pack(pack, effect.starts, effect.sizes)), effect)
+
+    def remove_packs(self, effect: RemovePacks) -> None:
+        """Remove files of small values."""
+        for number in effect.packs:
+            self.remove(self._packs.pop(number).path)
+
     def close(self) -> None:
         """Remove everything."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
         self._directory.close()
+
+    def _make_pack(self, number: int, make: Callable[[], PackFile]) -> None:
+        def done(future: asyncio.Future[PackFile | PackFailed]) -> None:
+            if future.cancelled():
+                return
+            made = future.result()
+            if isinstance(made, PackFailed):
+                self._feed(made)
+                return
+            self._packs[number] = made
+            self._feed(PackWritten(number, made.stored_bytes))
+
+        def work(_: None) -> PackFile | PackFailed:
+            try:
+                return make()
+            except (StoreFull, ValueLost) as error:
+                directory, damaged = self._directory.path, isinstance(error, ValueLost)
+                return PackFailed(number, str(directory.parent), room_bytes(directory), str(error), damaged)
+
+        self._run(work, None).add_done_callback(done)
 
     def _run(self, work: Callable[[Any], _Outcome], what: Any) -> asyncio.Future[_Outcome]:
         if self._threads is None:

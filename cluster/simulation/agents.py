@@ -70,11 +70,12 @@ class AgentProcess:
                 world.plan.drain_seconds,
                 world.plan.one_task_at_a_time,
                 (DISK_PREFIX,),
+                world.plan.spill_quota_bytes,
                 threads=world.plan.threads,
             )
         )
         self._random = world.random_of("agents")
-        self._disk = Disk(self, world.random_of("disks"))
+        self.disk = Disk(self, world.random_of("disks"))
         self._counts_memory = world.plan.memory_limit_bytes < 1 << 32
         self._timer = Timer(world.clock, self._wake)
         self._pending: deque[events.Event] = deque()
@@ -163,9 +164,20 @@ class AgentProcess:
             case events.CreateSegment():
                 self._create_segment(effect)
             case events.SpillSegment():
-                self._disk.spill(effect)
+                self.disk.spill(effect)
             case events.CheckSpilled():
-                self._disk.check(effect)
+                self.disk.check(effect)
+            case events.WritePack():
+                self.disk.write_pack(effect)
+            case events.RewritePacks():
+                self.disk.rewrite_packs(effect)
+            case events.ReadPack():
+                self.disk.read_pack(effect)
+            case events.RemovePacks():
+                self.disk.remove_packs(effect)
+            case events.NoteSent(peer):
+                delay = self.world.network.delay()
+                self.world.clock.after(delay, lambda: self.feed(events.PeerSent(peer, peer not in self._callers)))
             case events.RemoveSegments(paths):
                 for path in paths:
                     del self.files[path]

@@ -174,12 +174,16 @@ def check_agreement(world: World) -> None:
             if table.state[row] == FINISHED and worker.index in table.holders(row)
         }
         held = {key: value for shard in agent.machine.supply.values._shards for key, value in shard.items()}
-        missing, orphans = sorted(listed - held.keys()), sorted(held.keys() - listed)
+        packs = agent.machine.supply.values.packed.packs
+        packed = {pack.key(entry) for pack in packs.values() for entry in pack.wanted()}
+        present = held.keys() | packed
+        missing, orphans = sorted(listed - present), sorted(present - listed)
         assert not missing, f"{worker.name} does not hold {_names(missing)}, which the scheduler says it does"
         assert not orphans, f"{worker.name} holds {_names(orphans)}, of which the scheduler knows nothing"
         paths = {value.path for value in held.values() if isinstance(value, Segment)}
         leftover = sorted(agent.files.keys() ^ paths)
         assert not leftover, f"{worker.name} has files that no value uses, or the other way round: {leftover}"
+        assert agent.disk.packs.keys() == packs.keys(), f"{worker.name} has packs that it does not know of"
         check_memory(agent.machine, at_rest=True)
         unanswered = agent.machine.unanswered_count
         assert unanswered == worker.outstanding == 0, f"{worker.name} owes {unanswered} of {worker.outstanding} tasks"

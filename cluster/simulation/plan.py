@@ -61,6 +61,7 @@ class Plan:
     unmet_request_seconds: float = 60.0
     weights: tuple[float, ...] = ()  # of the clients, 1 if left out
     memory_limit_bytes: int = 1 << 32  # of each worker
+    spill_quota_bytes: int = 0  # of each worker's disk, 0 if all of it may be used
     spill_failures: float = 0.0  # the chance that the disk is full when a value is to go there
     spill_damages: float = 0.0  # … that what was written there is not what is read
     greed: float = 0.0  # the chance of a run to take much memory, which its slot keeps, free or not
@@ -76,7 +77,7 @@ class Plan:
             or self.shape.flaky or self.shape.raising or self.shape.killing or self.shape.timeouts or self.cancels
             or self.broken_links or self.damages or self.refused_peers or self.full_stores or self.stalls
             or self.slot_start_failures
-            or self.spill_failures or self.spill_damages or self.greed
+            or self.spill_failures or self.spill_damages or self.spill_quota_bytes or self.greed
         )  # fmt: skip
 
     @property
@@ -91,7 +92,7 @@ class Plan:
         """Whether an idle slot may be held against the scheduler: it hears of everything soon."""
         return not (
             self.mutes or self.stalls or self.slot_start_failures or self.refused_peers or self.full_stores
-            or self.spill_failures or self.spill_damages or self.greed
+            or self.spill_failures or self.spill_damages or self.spill_quota_bytes or self.greed
         )  # fmt: skip
 
 
@@ -185,7 +186,8 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     plan = replace(plan, shape=shape, memory_limit_bytes=limit)
     plan = replace(plan, damages=chance(0.15, 0.02, 0.3) * faulty, short_memories=chance(0.2, 1.0, 50.0))
     plan = replace(plan, threads=random.choice((2, 2, 3)) if random.random() < 0.2 else 1)
-    return _with_short_memory(plan, random, faulty=faulty)
+    plan = _with_short_memory(plan, random, faulty=faulty)
+    return _with_scarce_memory(plan, random, faulty=faulty)
 
 
 def _with_short_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:
@@ -199,4 +201,19 @@ def _with_short_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:
         spill_failures=random.choice((0.0, 0.1, 0.5)) * faulty,
         spill_damages=random.choice((0.0, 0.0, 0.1, 0.3)) * faulty,
         greed=greed,
+    )
+
+
+def _with_scarce_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:
+    """Perhaps a few small values are more than an agent's memory, and go to such a disk in packs."""
+    if random.random() < 0.8:
+        return plan
+    return replace(
+        plan,
+        shape=replace(plan.shape, bulky=random.choice((0.2, 0.8))),
+        memory_limit_bytes=random.choice((10_000, 50_000, 200_000)),
+        spill_quota_bytes=random.choice((0, 0, 100_000, 1_000_000)) * faulty,
+        spill_failures=random.choice((0.0, 0.1, 0.5)) * faulty,
+        spill_damages=random.choice((0.0, 0.0, 0.1, 0.3)) * faulty,
+        greed=0.0,
     )

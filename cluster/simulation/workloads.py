@@ -19,6 +19,7 @@ __all__ = ["Reference", "Shape", "Spec", "Workload", "decode_value", "encode_val
 Reference = tuple[bytes, int]  # a client's id and its number: a future inside a value
 
 SMALL_BYTES = (0, 0, 0, 500, 3_000, 20_000)  # padding of values that travel as bytes
+BULKY_BYTES = (8_000, 30_000, 60_000)  # these too, so that a few fill a small memory
 LARGE_BYTES = (100_000, 3_000_000, 400_000_000)
 
 
@@ -123,6 +124,7 @@ class Shape:
     ending_workers: float = 0.0
     timeouts: float = 0.0
     large: float = 0.0
+    bulky: float = 0.0
     resources: float = 0.0
     named_workers: float = 0.0
     priorities: float = 0.0
@@ -213,6 +215,8 @@ class Workload:
             spec.nbytes = random.choice(LARGE_BYTES)
         else:
             spec.nbytes = random.choice(SMALL_BYTES)
+            if shape.bulky and random.random() < shape.bulky:
+                spec.nbytes = random.choice(BULKY_BYTES)
         if random.random() < shape.raising:
             spec.raises_first = 1_000_000
         elif random.random() < shape.flaky:

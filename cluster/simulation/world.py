@@ -84,11 +84,12 @@ class World:
         )
         self._names = [f"w{index}" for index in range(len(plan.workers))]
         self.workload = Workload(self.random_of("workload"), plan.shape, self._names)
-        if plan.lineage_rows < 1_000_000 or plan.full_stores or plan.refused_peers or plan.spill_damages:
+        no_room = plan.full_stores or plan.spill_quota_bytes
+        if plan.lineage_rows < 1_000_000 or no_room or plan.refused_peers or plan.spill_damages:
             self.workload.always_possible.add("lost")
         if plan.mutes or plan.greed:
             self.workload.always_possible.add("died")  # who is silent counts as ended, whatever became of it
-        if plan.full_stores or plan.spill_failures:
+        if no_room or plan.spill_failures:
             self.workload.always_possible.add("exception")
         self.healed = False
         self.index_of: dict[tuple[bytes, int], int] = {}  # (client's id, number) -> the spec's index

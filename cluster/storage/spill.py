@@ -1,4 +1,4 @@
-"""Values on disk: copied there in pieces with a checksum, perhaps compressed, and compared before they are used.
+"""Large values on disk: copied there in pieces with a checksum, perhaps compressed, and compared before they are used.
 
 A plain file has the same bytes as the segment, and is used where it lies. A compressed one is unpacked into a plain
 file first; its checksum is that of the plain bytes, so a fault of the compressor is found too.
@@ -19,6 +19,7 @@ from cluster.wire.checksums import Checksum
 
 __all__ = [
     "COMPRESSIONS",
+    "WORTH_COMPRESSING",
     "Stored",
     "check_compression",
     "check_file",
@@ -33,8 +34,8 @@ COMPRESSIONS: Final = {"lz4": "lz4.frame", "zstd": "zstandard"}
 # What is left of the file system for others: this part, but no more than so much.
 _LEFT_PART: Final = 0.05
 _LEFT_BYTES: Final = 1 << 30
-# The beginning is compressed for a test: what shrinks less than this is stored plain.
-_WORTH_COMPRESSING: Final = 0.9
+WORTH_COMPRESSING: Final = 0.9
+"""The beginning is compressed for a test: what shrinks less than this is stored plain."""
 
 
 class Stored(NamedTuple):
@@ -208,4 +209,4 @@ def _is_worth_compressing(path: str, nbytes: int, compression: str) -> bool:
     compressor = _compressor(compression)
     beginning = next(_pieces(path, min(nbytes, WRITE_STEP_BYTES)))
     packed = len(compressor.compress(beginning)) + len(compressor.flush())
-    return packed < _WORTH_COMPRESSING * len(beginning)
+    return packed < WORTH_COMPRESSING * len(beginning)

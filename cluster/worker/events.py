@@ -36,8 +36,8 @@ What a shell has to keep to
 - A slot asks for a segment at most once a task (`SegmentAsked`), and waits for the `AnswerSegment`.
 - `next_wakeup` is the time at which the machine wants a `Tick` if nothing else happens before; None: never.
 
-Values have a key, `attempt << 32 | row`. A value is held as bytes, or as a segment, of which the machine knows the path
-(a name that it never looks into) and the size.
+Values have a key, `attempt << 32 | row`. A value is held as bytes (or among others in a pack on disk), or as a segment,
+of which the machine knows the path (a name that it never looks into) and the size.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from cluster.wire.task_output import Piece
+from cluster.worker.disk_events import CheckSpilled as CheckSpilled
+from cluster.worker.disk_events import DiskEvent
+from cluster.worker.disk_events import PackFailed as PackFailed
+from cluster.worker.disk_events import PackRead as PackRead
+from cluster.worker.disk_events import PackWritten as PackWritten
+from cluster.worker.disk_events import ReadPack as ReadPack
+from cluster.worker.disk_events import RemovePacks as RemovePacks
+from cluster.worker.disk_events import RewritePacks as RewritePacks
+from cluster.worker.disk_events import Spilled as Spilled
+from cluster.worker.disk_events import SpilledChecked as SpilledChecked
+from cluster.worker.disk_events import SpillFailed as SpillFailed
+from cluster.worker.disk_events import SpillSegment as SpillSegment
+from cluster.worker.disk_events import WritePack as WritePack
 
 # --------------------------------------------------------------------------- events
 
@@ -64,6 +77,13 @@ class FromPeer(NamedTuple):
 
     peer: int
     message: Any
+
+
+class PeerSent(NamedTuple):
+    """All that a peer was given before the NoteSent has left; or the peer has gone."""
+
+    peer: int
+    gone: bool
 
 
 class ValuePut(NamedTuple):
@@ -207,35 +227,6 @@ class ValueNotFetched(NamedTuple):
     kind: str = "lost"
 
 
-class Spilled(NamedTuple):
-    """What SpillSegment asked for is done. The file at `new_path` may be smaller than the value (`compression`)."""
-
-    key: int
-    path: str
-    new_path: str
-    stored_bytes: int
-    checksum: int
-    compression: str
-
-
-class SpillFailed(NamedTuple):
-    """… or cannot be: the directory, how much is free there, and why."""
-
-    key: int
-    directory: str
-    free_bytes: int
-    reason: str
-
-
-class SpilledChecked(NamedTuple):
-    """A spilled value was compared. It lies at `new_path` now, plain; or (with a reason) is not what was written."""
-
-    key: int
-    path: str
-    new_path: str
-    reason: str
-
-
 class ErrandReported(NamedTuple):
     """The function of a `StartErrand` has ended; the report is like a slot's."""
 
@@ -282,7 +273,7 @@ Event: TypeAlias = (
     Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
     | CoroutineStopping | SlotTrimmed
     | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
-    | Spilled | SpillFailed | SpilledChecked
+    | DiskEvent | PeerSent
     | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
 
@@ -304,6 +295,13 @@ class ToPeer(NamedTuple):
 
     peer: int
     message: Any
+
+
+class NoteSent(NamedTuple):
+    """Say (PeerSent) when all that the peer was given before this has left, so that it is not given more than it
+    takes."""
+
+    peer: int
 
 
 class ServeSegment(NamedTuple):
@@ -461,25 +459,6 @@ class ShrinkSegments(NamedTuple):
     nbytes: int
 
 
-class SpillSegment(NamedTuple):
-    """Copy a segment to disk, perhaps compressed, and make a checksum; Spilled or SpillFailed follows."""
-
-    key: int
-    path: str
-    nbytes: int
-    compression: str
-
-
-class CheckSpilled(NamedTuple):
-    """Compare a spilled value with its checksum, and unpack it if it is compressed; SpilledChecked follows."""
-
-    key: int
-    path: str
-    nbytes: int
-    checksum: int
-    compression: str
-
-
 class RemoveSegments(NamedTuple):
     """These segments are needed no more."""
 
@@ -554,7 +533,7 @@ class Close(NamedTuple):
 Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
     | TakeBack | Interrupt | TrimSlot | LeaveThread | KillSlot | BecomeCoroutines | StopCoroutine
-    | ShrinkSegments | SpillSegment | CheckSpilled
+    | ShrinkSegments | SpillSegment | CheckSpilled | WritePack | RewritePacks | ReadPack | RemovePacks | NoteSent
     | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
     | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

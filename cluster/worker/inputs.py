@@ -51,6 +51,8 @@ def pack_inputs(
                     used(value_key(attempt, row))
                     values.append([value.path, value.nbytes])
                 else:
+                    if held.keeps_order:
+                        held.used_small(value_key(attempt, row))
                     values.append(value)
             inputs.append(position)
         starts.append(len(inputs))

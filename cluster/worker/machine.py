@@ -15,6 +15,7 @@ from cluster.wire import messages
 from cluster.wire.task_output import Piece
 from cluster.worker import events
 from cluster.worker.coroutines import FIRST_COROUTINES
+from cluster.worker.disk_events import DiskEvent
 from cluster.worker.errands import Errands
 from cluster.worker.events import RESTART_STATUS, Close, Effect, Event, Say
 from cluster.worker.inputs import keys_in_slots
@@ -22,6 +23,7 @@ from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.orders import Orders
 from cluster.worker.output import Outputs
+from cluster.worker.packing import Packing
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.room import Room
 from cluster.worker.slot_memory import SlotMemory
@@ -81,7 +83,16 @@ class Agent:
             quota_bytes=identity.spill_quota_bytes,
             compression=identity.spill_compression,
         )
-        self.room = Room(self._ledger, self.memory, self.spilling)
+        self.packing = Packing(
+            self._ledger,
+            values,
+            self.memory,
+            self.spilling,
+            self._ledger.needed_values,
+            self._new_request,
+            compression=identity.spill_compression,
+        )
+        self.room = Room(self._ledger, values, self.memory, self.spilling, self.packing)
         self.supply = Supply(
             self._ledger,
             self._queue,
@@ -91,6 +102,7 @@ class Agent:
             self.memory,
             self.room,
             self.spilling,
+            self.packing,
         )
         self.room.let_go = self.supply.let_replicas_go
         self.orders = Orders(self._ledger)
@@ -122,6 +134,7 @@ class Agent:
         self._draining = False
         self._drain_ends: float | None = None
         self._ending = False
+        self._is_short = False
         self.closed = False
 
     def _new_request(self) -> int:
@@ -176,6 +189,7 @@ class Agent:
         elif self.workforce.nesting.active:
             self.workforce.nesting.let_go_on()
         self.supply.finish_event()
+        self.packing.finish_event(now)
         self.room.serve(now)
         if self.room.refused:
             refused, self.room.refused = self.room.refused, []
@@ -202,10 +216,14 @@ class Agent:
 
     def _note_shortage(self, now: float) -> None:
         """While there is no room anywhere, begin nothing new beside what runs, and say so at once."""
-        if self.room.is_short != self.workforce.crowded:
-            self.workforce.crowded = self.room.is_short
-            if not self.room.is_short:
+        is_short = self.room.is_short
+        crowded = self.room.falls_behind() or is_short
+        if crowded != self.workforce.crowded:
+            self.workforce.crowded = crowded
+            if not crowded:
                 self.workforce.give_out(now)
+        if is_short != self._is_short:
+            self._is_short = is_short
             if self.welcomed:
                 self._heartbeat_at = now
 
@@ -255,12 +273,12 @@ class Agent:
             case events.SegmentFailed(request, reason):
                 if not self.room.tries_again(request, reason, now):
                     self._no_room(request, reason)
-            case events.Spilled():
-                self.spilling.spilled(event)
-            case events.SpillFailed():
-                self.spilling.spill_failed(event, now)
-            case events.SpilledChecked():
-                supply.spilled_checked(event, now)
+            case events.Spilled() | events.SpillFailed() | events.SpilledChecked():
+                self._disk_says(now, event)
+            case events.PackWritten() | events.PackFailed() | events.PackRead():
+                self._disk_says(now, event)
+            case events.PeerSent(peer, gone):
+                supply.returning.sent(peer, now, gone=gone)
             case events.SlotReady(slot):
                 self.slot_memory.started(slot)
                 workforce.ready(slot, now)
@@ -289,6 +307,22 @@ class Agent:
                 self._close("it was told to end at once", 0)
             case _:
                 assert_never(event)
+
+    def _disk_says(self, now: float, event: DiskEvent) -> None:
+        match event:
+            case events.Spilled():
+                self.spilling.spilled(event)
+            case events.SpillFailed():
+                self.spilling.spill_failed(event, now)
+            case events.SpilledChecked():
+                self.supply.spilled_checked(event, now)
+            case events.PackWritten():
+                self.packing.written(event)
+                self.room.packed()
+            case events.PackFailed():
+                self.packing.failed(event, now)
+            case events.PackRead():
+                self.supply.pack_read(event, now)
 
     def _written(self, slot: int, pieces: list[Piece], seconds: float, now: float) -> None:
         writer = self.workforce.threads.writer(slot)
@@ -401,8 +435,8 @@ class Agent:
                 **self.workforce.threads.figures(),
                 "coroutines": self.workforce.coroutines.count,
                 **self.memory.figures(),
-                "intake_paused": self.workforce.crowded,
-                "spill_problem": self.spilling.problem if self.workforce.crowded else "",
+                "intake_paused": self._is_short,
+                "spill_problem": self.spilling.problem if self._is_short else "",
             }
             ledger.send(messages.AgentHeartbeat(ledger.epoch, report))
 

@@ -9,11 +9,12 @@
     promised_bytes       segments in memory that are reserved, or being made, and do not hold a value yet
     free_segment_bytes   segments that are kept to be used again (measured); they are given back first
     open_segment_bytes   segments whose value was released while somebody still looks at it (measured)
-    disk_bytes           values in files on disk, of which
-    spilled_bytes        … had been in memory
+    disk_bytes           values that are on disk and not in memory
+    spilled_bytes        what the files take of those that had been in memory
     spilling_bytes       values in memory that are being copied to disk
 
-A value is counted by its own size. What is measured is up to two seconds old.
+A value is counted by its own size. What is measured is up to two seconds old; what small values have taken or given
+back since then is added.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Memory:
         self.limit_bytes = limit_bytes
         self.slot_bytes = 0
         self.agent_bytes = 0
+        self._small_cost_bytes = 0  # when that was measured
         self.arriving_bytes = 0
         self.free_segment_bytes = 0
         self.open_segment_bytes = 0
@@ -50,8 +52,9 @@ class Memory:
     @property
     def unshared_bytes(self) -> int:
         """What is in use beside these, and what nobody can have before those who look at it let go."""
-        own = max(self._values.small_bytes, self.agent_bytes) + self.slot_bytes
-        return own + self.open_segment_bytes + self.arriving_bytes
+        since = self._values.small_cost_bytes - self._small_cost_bytes
+        own = max(self._values.small_bytes, self.agent_bytes + since if self.agent_bytes else 0)
+        return own + self.slot_bytes + self.open_segment_bytes + self.arriving_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -61,12 +64,12 @@ class Memory:
     @property
     def own_bytes(self) -> int:
         """What the agent and its starter hold that is no value."""
-        return max(0, self.agent_bytes - self._values.small_bytes)
+        return max(0, self.agent_bytes - self._small_cost_bytes)
 
     @property
     def disk_bytes(self) -> int:
-        """Values in files on disk."""
-        return self._values.disk_bytes
+        """Values that are on disk and not in memory."""
+        return self._values.disk_bytes + self._values.packed.nbytes
 
     @property
     def fullness(self) -> float:
@@ -94,6 +97,7 @@ class Memory:
         """The shell has looked at the processes."""
         self.slot_bytes = figures.get("slot_bytes", 0)
         self.agent_bytes = figures.get("agent_bytes", 0)
+        self._small_cost_bytes = self._values.small_cost_bytes
         self.free_segment_bytes = figures.get("free_segment_bytes", 0)
         self.open_segment_bytes = figures.get("open_segment_bytes", 0)
         # What the store has and the machine does not know: values on their way here.

@@ -16,7 +16,9 @@ from cluster.units import format_bytes
 from cluster.worker.events import CreateSegment, ShrinkSegments
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
+from cluster.worker.packing import Packing
 from cluster.worker.spilling import Spilling
+from cluster.worker.values import Values
 
 __all__ = ["Room"]
 
@@ -46,10 +48,12 @@ class _Request:
 class Room:
     """The line of those who ask for segments."""
 
-    def __init__(self, ledger: Ledger, memory: Memory, spilling: Spilling) -> None:
+    def __init__(self, ledger: Ledger, values: Values, memory: Memory, spilling: Spilling, packing: Packing) -> None:
         self._ledger = ledger
+        self._values = values
         self._memory = memory
         self._spilling = spilling
+        self._packing = packing
         self.refused: list[tuple[int, str]] = []
         """Requests that waited in vain, and why; whoever takes them out answers them."""
         self.let_go: Callable[[int], int] = lambda nbytes: 0
@@ -57,12 +61,19 @@ class Room:
         self._line: deque[_Request] = deque()
         self._given: dict[int, _Request] = {}  # answers to come
         self._relieve_at = 0.0
+        self._is_behind = False
 
     @property
     def is_short(self) -> bool:
         """Whether memory is full and the disk too: no new work should be begun."""
         memory = self._memory
         return bool(self._spilling.problem) and (bool(self._line) or memory.used_bytes > memory.limit_bytes)
+
+    def falls_behind(self) -> bool:
+        """Whether small values are made faster than they go to disk: then too, until enough have gone."""
+        part = SPILL_ABOVE if self._is_behind else 1.0
+        self._is_behind = self._packing.is_writing and self._memory.fullness > part
+        return self._is_behind
 
     @property
     def is_tight(self) -> bool:
@@ -90,6 +101,9 @@ class Room:
     def _serve(self, request: _Request, now: float) -> bool:
         memory, spilling, nbytes = self._memory, self._spilling, request.effect.nbytes
         excess = memory.given_bytes + nbytes - self._limit_bytes()
+        if excess > 0:
+            self._packing.drop_copies(excess)
+            excess = memory.given_bytes + nbytes - self._limit_bytes()
         refused_at = request.refused_at_bytes
         if refused_at is not None and memory.given_bytes >= refused_at and now < spilling.retry_at:
             return False  # the store had no room, and nothing has become free since
@@ -97,7 +111,7 @@ class Room:
             self._give(request, on_disk=False)
             return True
         if not spilling.problem or not self._has_lost_patience(request, now):
-            if nbytes <= self._limit_bytes() and spilling.free(excess, now):
+            if nbytes <= self._limit_bytes() and self._free(excess, now):
                 return False
             if spilling.problem and now < spilling.retry_at:
                 return False
@@ -151,9 +165,23 @@ class Room:
         if excess > 0:
             memory.free_segment_bytes -= excess  # until it is measured again
             self._ledger.effects.append(ShrinkSegments(excess))
-        if self.is_tight and memory.given_bytes and now >= self._relieve_at:
+        if self.is_tight and (memory.given_bytes or self._values.small_count) and now >= self._relieve_at:
             self._relieve_at = now + _RELIEVED_SECONDS
+            self._packing.drop_copies(used - int(SPILL_DOWN_TO * memory.limit_bytes))
+            used = memory.used_bytes
             wanted = used - int(SPILL_DOWN_TO * memory.limit_bytes)
             if self.let_go(wanted) > used - SPILL_ABOVE * memory.limit_bytes:
                 return  # copies of what others hold go first
-            self._spilling.free(wanted, now, needed_too=used > memory.limit_bytes)
+            self._free(wanted, now, needed_too=used > memory.limit_bytes)
+
+    def _free(self, nbytes: int, now: float, *, needed_too: bool = False) -> bool:
+        """Have so much go to disk, first of the kind of values that takes more; whether some are on their way."""
+        if self._values.small_cost_bytes > self._values.segment_bytes:
+            self._packing.free(nbytes, now)
+            return self._spilling.free(nbytes, now, needed_too=needed_too)
+        self._spilling.free(nbytes, now)
+        return self._packing.free(nbytes, now) or self._spilling.free(nbytes, now, needed_too=needed_too)
+
+    def packed(self) -> None:
+        """Values have left memory in a pack: look at once whether more should."""
+        self._relieve_at = 0.0

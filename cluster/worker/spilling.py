@@ -1,4 +1,4 @@
-"""Values that go to disk when memory is short: which, when, and how they are used from there.
+"""Large values that go to disk when memory is short: which, when, and how they are used from there.
 
 A spilled value is the same file on another file system, so slots map it and peers are sent it like any other. It was
 given a checksum when it was written, which is compared before it is used (`CheckSpilled`). A thread does that, so it is
@@ -11,12 +11,13 @@ its file would be gone before it is mapped, or stay in memory though it counts n
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from cluster.units import format_bytes
-from cluster.worker.events import CheckSpilled, RemoveSegments, Say, Spilled, SpillFailed, SpillSegment
+from cluster.worker.events import CheckSpilled, PackFailed, RemoveSegments, Say, Spilled, SpillFailed, SpillSegment
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
 from cluster.worker.values import Segment, Values
@@ -106,7 +107,11 @@ class Spilling:
         return paths
 
     def _give_back(self, file: DiskFile) -> None:
-        self._memory.spilled_bytes -= file.stored_bytes
+        self.gave_back(file.stored_bytes)
+
+    def gave_back(self, stored_bytes: int) -> None:
+        """A file of that size is needed no more: the disk may have room again."""
+        self._memory.spilled_bytes -= stored_bytes
         self.retry_at = 0.0
 
     # ------------------------------------------------------------------ to disk
@@ -118,7 +123,7 @@ class Spilling:
             return True
         if now < self.retry_at or not self._order:
             return on_their_way > 0
-        for key in self._candidates(needed_too):
+        for key in self._candidates(needed_too=needed_too and not on_their_way):
             segment = self._values.get(key)
             assert isinstance(segment, Segment)
             if not self.has_quota(segment.nbytes, now):
@@ -131,7 +136,7 @@ class Spilling:
                 break
         return on_their_way > 0
 
-    def _candidates(self, needed_too: bool) -> Iterable[int]:
+    def _candidates(self, *, needed_too: bool) -> Iterable[int]:
         needed = self._needed()
         free = [key for key in self._order if key not in self._leaving and key not in self._copies]
         chosen = [key for key in free if key not in needed]
@@ -142,15 +147,21 @@ class Spilling:
 
     def has_quota(self, nbytes: int, now: float) -> bool:
         """Whether so many bytes more may go to disk; if not, that is the problem."""
-        memory, quota = self._memory, self._quota_bytes
-        on_disk = memory.spilled_bytes + memory.spilling_bytes + memory.promised_disk_bytes + self._direct_bytes
-        if quota < 0:
+        if self._quota_bytes < 0:
             self.stop(now, "there is no directory on disk for them; set spill_directory")
-        elif quota and on_disk + nbytes > quota:
-            self.stop(now, f"the quota of {format_bytes(quota)} for values on disk is used up")
+        elif self.left_bytes < nbytes:
+            quota = format_bytes(self._quota_bytes)
+            self.stop(now, f"the quota of {quota} for values on disk is used up")
         else:
             return True
         return False
+
+    @property
+    def left_bytes(self) -> float:
+        """How much of the quota is left."""
+        memory, quota = self._memory, self._quota_bytes
+        on_disk = memory.spilled_bytes + memory.spilling_bytes + memory.promised_disk_bytes + self._direct_bytes
+        return quota - on_disk if quota else math.inf
 
     def stop(self, now: float, problem: str) -> None:
         """The disk takes nothing more, for now."""
@@ -177,6 +188,10 @@ class Spilling:
         self._memory.spilling_bytes -= segment.nbytes
         if self._values.get(event.key) != segment:
             return  # it was freed meanwhile, so its file was gone: the disk is not to blame
+        self.refused(event, now)
+
+    def refused(self, event: SpillFailed | PackFailed, now: float) -> None:
+        """The disk did not take what it was given."""
         free = format_bytes(event.free_bytes)
         self.stop(now, f"{event.directory} has no room for spilled values ({free} free): {event.reason}")
 

@@ -13,6 +13,7 @@ from cluster.worker.events import (
     CreateSegment,
     FetchFrom,
     GiveUpFetch,
+    PackRead,
     RemoveSegments,
     Say,
     ServePiece,
@@ -24,6 +25,7 @@ from cluster.worker.fetching import Fetching, Want
 from cluster.worker.inputs import keys_taken
 from cluster.worker.ledger import Ledger
 from cluster.worker.memory import Memory
+from cluster.worker.packing import Packing
 from cluster.worker.pieces import PIECE_LIMIT_BYTES
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.replicas import Replicas
@@ -72,6 +74,7 @@ class Supply:
         memory: Memory,
         room: Room,
         spilling: Spilling,
+        packing: Packing,
     ) -> None:
         self._ledger = ledger
         self._queue = queue
@@ -80,8 +83,9 @@ class Supply:
         self._memory = memory
         self._room = room
         self._spilling = spilling
+        self._packing = packing
         self._own_address = own_address
-        self.returning = Returning(spilling, own_address)
+        self.returning = Returning(ledger, values, spilling, packing, own_address)
         self._fetching = Fetching(own_address)
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
         self._arrivals: dict[int, Arrival] = {}
@@ -111,7 +115,7 @@ class Supply:
             key = value_key(entry[1], entry[0])
             if key not in held:
                 missing[position] = self._fetching.want(entry)
-            elif self._spilling.any and self._spilling.is_unchecked(key, now):
+            elif self.returning.is_away(key, now):
                 missing[position] = self.returning.want(key, entry[2])
         if not missing:
             self._queue.append(assignment, first, count)
@@ -287,32 +291,31 @@ class Supply:
     def serve(self, peer: int, message: messages.GetValues, now: float) -> None:
         """Answer a peer that asks for values, in its order."""
         request, names = message
-        for position in range(0, len(names), 2):
-            row, attempt = names[position], names[position + 1]
-            answer = partial(self._answer, peer, request, row, attempt)
-            self.returning.answer(peer, value_key(attempt, row), answer, now)
+        keys = [value_key(attempt, row) for row, attempt in zip(names[::2], names[1::2], strict=True)]
+        self.returning.answer(peer, keys, partial(self._answer, peer, request), now)
 
-    def _answer(self, peer: int, request: int, row: int, attempt: int) -> None:
+    def _answer(self, peer: int, request: int, key: int, brought: bytes | None) -> None:
         effects = self._ledger.effects
-        key = value_key(attempt, row)
-        value = self.values.get(key)
+        row, attempt = value_name(key)
+        value = self.values.get(key) if brought is None else brought
         if value is None:
             effects.append(ToPeer(peer, messages.ValueMissing(request, row, attempt)))
         elif isinstance(value, Segment):
             self._spilling.used(key)
             effects.append(ServeSegment(peer, request, row, attempt, value.nbytes, value.path))
         else:
+            if self.values.keeps_order and brought is None:
+                self.values.used_small(key)
             effects.append(ToPeer(peer, messages.Value(request, row, attempt, value)))
 
     def serve_piece(self, peer: int, message: messages.GetPiece, now: float) -> None:
         """Answer a peer that asks for some bytes of a large value."""
         key = value_key(message.attempt, message.row)
-        self.returning.answer(peer, key, partial(self._answer_piece, peer, message), now)
+        self.returning.answer(peer, [key], partial(self._answer_piece, peer, message), now)
 
-    def _answer_piece(self, peer: int, message: messages.GetPiece) -> None:
+    def _answer_piece(self, peer: int, message: messages.GetPiece, key: int, brought: bytes | None) -> None:
         row, attempt, offset, nbytes = message
-        key = value_key(attempt, row)
-        value = self.values.get(key)
+        value = self.values.get(key) if brought is None else brought
         self._spilling.used(key)
         asks_well = offset >= 0 and 0 < nbytes <= PIECE_LIMIT_BYTES
         if isinstance(value, Segment) and asks_well and offset + nbytes <= value.nbytes:
@@ -354,9 +357,11 @@ class Supply:
             self.replicas.gone(range(value_key(attempt, first), value_key(attempt, first) + count))
         for key, segment in self.values.remove(attempt, first, count):
             paths += self._spilling.forget(key, segment)
-            want = self.returning.take(key)
-            if want is not None:
-                self._give_up(want, want.address, "the scheduler freed it")
+        if self.returning.any_wanted:
+            for row in range(first, first + count):
+                want = self.returning.take(value_key(attempt, row))
+                if want is not None:
+                    self._give_up(want, want.address, "the scheduler freed it")
         return paths
 
     # ------------------------------------------------------------------ values that come back from disk
@@ -364,23 +369,43 @@ class Supply:
     def spilled_checked(self, event: SpilledChecked, now: float) -> None:
         """A spilled value was compared: who needs it goes on, or has lost it."""
         key = event.key
-        row, attempt = value_name(key)
         if not event.reason:
             if self._spilling.checked(key, event.path, event.new_path, now):
                 want = self.returning.take(key)
                 if want is not None:
                     self._go_on(want)
         elif self._spilling.damaged(key, event.path):
-            reason = f"{event.path} is damaged: {event.reason}"
-            self._ledger.effects.append(
-                Say(f"a value on disk is lost, and computed again where it is needed: {reason}")
-            )
+            self._lose([key], f"{event.path} is damaged: {event.reason}")
+        self.returning.go_on(now)
+
+    def pack_read(self, event: PackRead, now: float) -> None:
+        """Small values were read from their pack: who needs them goes on, or has lost them."""
+        reading = self._packing.was_read(event)
+        if reading.lost:
+            self._lose(reading.lost, f"a pack is damaged: {reading.reason}")
+        if reading.peer != _NOBODY:
+            self.returning.brought(reading.peer, reading.found, now)
+            return
+        for key, value in reading.found.items():
             want = self.returning.take(key)
-            self._ledger.effects.append(RemoveSegments(self._forget(attempt, row, 1)))
+            if want is not None:  # else it was freed meanwhile
+                if self.values.is_packed(key):
+                    self.values.bring(key, value)
+                self._go_on(want)
+
+    def _lose(self, keys: list[int], reason: str) -> None:
+        """These values on disk are not what was written."""
+        what = "a value on disk is" if len(keys) == 1 else f"{len(keys)} values on disk are"
+        self._ledger.effects.append(Say(f"{what} lost, and computed again where needed: {reason}"))
+        for key in keys:
+            row, attempt = value_name(key)
+            want = self.returning.take(key)
+            paths = self._forget(attempt, row, 1)
+            if paths:
+                self._ledger.effects.append(RemoveSegments(paths))
             self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, self._own_address, reason))
             if want is not None:
                 self._give_up(want, self._own_address, reason)
-        self.returning.go_on(now)
 
     def _end_wants(self, attempt: int, first: int, count: int) -> None:
         for row in range(first, first + count):

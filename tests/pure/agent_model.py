@@ -139,6 +139,10 @@ class AgentModel:
         self.held_segments: list[events.CreateSegment] = []
         self.spills: list[events.SpillSegment] = []
         self.checks: list[events.CheckSpilled] = []
+        self.packs: dict[int, bytes] = {}  # on disk
+        self.pack_writes: list[events.WritePack | events.RewritePacks] = []
+        self.pack_reads: list[events.ReadPack] = []
+        self.asked_if_sent: list[int] = []  # peers
         self.answers: list[events.AnswerSegment] = []
         self.shrunk: list[int] = []
         self.trims: list[int] = []
@@ -300,6 +304,10 @@ class AgentModel:
             case events.CheckSpilled():
                 assert effect.path in self.segments
                 self.checks.append(effect)
+            case events.WritePack() | events.RewritePacks() | events.ReadPack() | events.RemovePacks():
+                self._perform_on_packs(effect)
+            case events.NoteSent(peer):
+                self.asked_if_sent.append(peer)
             case events.CreateSegment(request):
                 self.placed.append(effect.on_disk)
                 if self.hold_segments:
@@ -320,12 +328,45 @@ class AgentModel:
             case events.Close():
                 self.closed = effect
 
+    def _perform_on_packs(
+        self, effect: events.WritePack | events.RewritePacks | events.ReadPack | events.RemovePacks
+    ) -> None:
+        match effect:
+            case events.WritePack() | events.RewritePacks():
+                self.pack_writes.append(effect)
+            case events.ReadPack():
+                assert effect.pack in self.packs
+                assert effect.starts == sorted(effect.starts)
+                self.pack_reads.append(effect)
+            case events.RemovePacks(packs):
+                for pack in packs:
+                    del self.packs[pack]
+
     def spill(self) -> events.SpillSegment:
         """The shell has copied the first of the values that are to go to disk."""
         spill = self.spills.pop(0)
         new_path = self.new_segment(on_disk=True)
         self.feed(events.Spilled(spill.key, spill.path, new_path, spill.nbytes, 7, spill.compression))
         return spill
+
+    def write_pack(self) -> events.WritePack | events.RewritePacks:
+        """The shell has written the first of the packs that are to be."""
+        write = self.pack_writes.pop(0)
+        if isinstance(write, events.WritePack):
+            data = b"".join(write.values)
+        else:
+            data = b"".join(self.packs[pack][start : start + size] for pack, start, size in write.pieces)
+        self.packs[write.pack] = data
+        self.feed(events.PackWritten(write.pack, len(data)))
+        return write
+
+    def read_pack(self, *, damaged: bool = False) -> events.ReadPack:
+        """The shell has read the first of what is to be read from packs."""
+        read = self.pack_reads.pop(0)
+        pairs = zip(read.starts, read.sizes, strict=True)
+        found = [None if damaged else self.packs[read.pack][start : start + size] for start, size in pairs]
+        self.feed(events.PackRead(read.request, found, "its checksum differs"))
+        return read
 
     def new_segment(self, *, on_disk: bool = False) -> str:
         """A segment that the shell made."""

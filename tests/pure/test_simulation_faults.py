@@ -42,6 +42,7 @@ from cluster.worker.slots import Slot
 from cluster.worker.supply import Supply
 from cluster.worker.threads import Threads
 from cluster.worker.workforce import Workforce
+from tests.pure.planted_packing import PLANTED_PACKING
 
 SEEDS = 400
 
@@ -115,6 +116,7 @@ def losing_plan(seed: int) -> Plan:
     return replace(
         plan, shape=shape, agent_crashes=5.0, actions=16, graph_size=8, gathers=0.4, releases=0.1, cancels=0.0,
         memory_limit_bytes=1 << 32, threads=1, spill_failures=0.0, spill_damages=0.0, greed=0.0,
+        spill_quota_bytes=0,
     )  # fmt: skip
 
 
@@ -148,7 +150,7 @@ def full_plan(seed: int) -> Plan:
     return replace(
         drawn, clients=2, shape=shape, memory_limit_bytes=1 << 28, explains=0.3, releases=0.4, graph_size=12,
         slot_crashes=0.5, agent_crashes=0.0, mutes=0.0, stalls=0.0, drains=0.0, full_stores=0.0, refused_peers=0.0,
-        slot_start_failures=0.0, client_crashes=0.0, longest_delay_seconds=0.002,
+        slot_start_failures=0.0, client_crashes=0.0, longest_delay_seconds=0.002, spill_quota_bytes=0,
     )  # fmt: skip
 
 
@@ -573,6 +575,7 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (explains_a_wait_without_its_first_child, explaining_nested_plan),
     (takes_any_task_for_a_child_of_who_waits, explaining_nested_plan),
     (sees_nobody_charged_with_the_end_of_a_worker, explaining_deadly_plan),
+    *PLANTED_PACKING,
 ]
 
 
