@@ -15,6 +15,7 @@ import dask
 from dask._task_spec import Alias, DataNode, GraphNode, Task, convert_legacy_graph
 from dask.utils import key_split
 
+from cluster.adapters.dask_hdf5 import share_hdf5
 from cluster.adapters.dask_locks import share_locks
 from cluster.adapters.dask_tasks import Conversion
 from cluster.client.client import Client
@@ -62,6 +63,7 @@ def _get_futures(client: Client, options: Mapping[str, Any], graph: Any, keys: A
 
 def _submit(client: Client, graph: Any, wanted: Sequence[Hashable], options: Mapping[str, Any]) -> dict[Hashable, Any]:
     """Submit what the keys need; by key its future, or what stood in the graph for it."""
+    share_hdf5()
     nodes, options_of = _read(graph, options)
     inputs = {key: tuple(node.dependencies) for key, node in nodes.items()}
     try:

@@ -22,6 +22,7 @@ class _Counts:
         self.passed = 0
         self.failed: list[str] = []
         self.skipped: dict[str, str] = {}
+        self.interrupted = False
         self._left_out = left_out
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -35,6 +36,9 @@ class _Counts:
             self.skipped[report.nodeid or "the file"] = report.longrepr[2].removeprefix("Skipped: ")
         elif report.failed:
             self.failed.append(f"collecting {report.nodeid}")
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.interrupted = excinfo.type is KeyboardInterrupt  # an error while it collects is one of a subclass
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.partition("::")[2]
@@ -59,6 +63,8 @@ def run_file(path: Path, left_out: Callable[[str], str | None], reached: Callabl
         arguments += [f"--timeout={TEST_SECONDS}", "--tb=short", "-rf", f"--basetemp={folder}/temporary"]
         sys.stdout.flush()
         pytest.main(arguments, plugins=[counts])
+    if counts.interrupted:
+        raise KeyboardInterrupt  # pytest caught it; what came of half a file is not what came of the file
     return Outcome(counts.passed, counts.failed, counts.skipped, reached())
 
 

@@ -22,7 +22,7 @@ import pytest
 from dask._task_spec import Task, TaskRef
 from dask.utils import SerializableLock
 
-from cluster import Client, Future, LocalCluster, current, get_client
+from cluster import Client, Future, LocalCluster, SerializationError, current, get_client
 from tests.conformance.run import explain, load
 from tests.processes.whole_cluster import ROOT
 
@@ -111,6 +111,21 @@ def test_a_lock_in_a_graph_is_the_same_wherever_it_goes(scheduler: Client) -> No
     assert back.lock is lock.lock
     with Client(engine="threads", slots=2) as threads:
         assert dask.delayed(lambda lock: type(lock).__name__)(lock).compute(scheduler=threads) == "SerializableLock"
+
+
+def test_what_is_read_from_an_hdf5_file_is_opened_where_it_is_used(scheduler: Client, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "data.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("/group/x", data=np.arange(100.0).reshape(10, 10))
+        writing = da.from_array(file["/group/x"], chunks=5)
+        with pytest.raises(SerializationError, match="is open for writing"):
+            writing.sum().compute()
+    with h5py.File(path, "r") as file:
+        assert da.from_array(file["/group/x"], chunks=5)[:, None, :].sum().compute() == 4950
+        for inside in (file, file["/group"]):
+            named = inside.name
+            assert dask.delayed(lambda it, name=named: (it.name == name, len(it)))(inside).compute() == (True, 1)
 
 
 def test_only_what_was_asked_for_comes_back(client: Client) -> None:

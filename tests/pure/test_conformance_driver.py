@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance import run
 from tests.conformance.outcome import Outcome
+from tests.conformance.with_pytest import run_file
 
 OUTCOMES = {
     "first.py": Outcome(3, [], {"test_gpu": "needs a GPU"}, 4),
@@ -70,3 +71,13 @@ def test_a_process_that_dies_is_a_failure_of_its_file(monkeypatch: pytest.Monkey
     monkeypatch.setattr(run.sys, "executable", "/bin/false")
     outcome = run._run_apart("dask", "first.py", tmp_path / "dask" / "first.py.json")
     assert outcome.failed == [f"the whole file: its process ended with code 1 (see {tmp_path}/dask/first.py.log)"]
+
+
+def test_a_file_that_was_interrupted_has_no_outcome_and_one_that_cannot_be_collected_has(tmp_path: Path) -> None:
+    file = tmp_path / "test_examined.py"
+    file.write_text("def test_one(): pass\ndef test_two(): raise KeyboardInterrupt\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        run_file(file, lambda test: None, lambda: 0)
+    broken = tmp_path / "test_broken.py"
+    broken.write_text("import nothing_of_that_name\n", encoding="utf-8")
+    assert run_file(broken, lambda test: None, lambda: 5) == Outcome(0, ["collecting test_broken.py"], {}, 5)
