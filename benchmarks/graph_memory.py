@@ -162,9 +162,9 @@ CASES = (
     ),
     case(
         "memory-all-to-all",
-        "Two workers of 0.5 GB: 16 chunks of 25 MB, of all of which each of 16 tasks takes a part",
-        (16,),
-        (4, 16),
+        "Two workers of 0.5 GB: chunks of 25 MB, of all of which each of as many tasks takes a part",
+        (8, 16),
+        (4, 8, 16),
         measure_all_to_all,
     ),
 )
