@@ -38,7 +38,7 @@ from cluster.daemon.slot_waiting import (
     SlotWaiting,
     TaskInterrupted,
     interrupt_again,
-    is_inside_client,
+    is_uninterrupted,
 )
 from cluster.daemon.task_context import running_inside
 from cluster.daemon.task_threads import follow_threads, owner_of_context
@@ -486,7 +486,7 @@ class Slot:
         if target != self.running:
             self.interrupted_early = target
             self._waiting.nudge()
-        elif is_inside_client(frame, _EXECUTE):
+        elif is_uninterrupted(frame, _EXECUTE):
             interrupt_again()
         else:
             self.running = 0  # once

@@ -29,7 +29,7 @@ from cluster.daemon.shared_output import SharedOutput
 from cluster.daemon.slot import Slot, SlotDescriptors
 from cluster.daemon.slot_memory import give_back
 from cluster.daemon.slot_run import SlotRun
-from cluster.daemon.slot_waiting import TaskInterrupted, is_inside_client
+from cluster.daemon.slot_waiting import TaskInterrupted, is_uninterrupted
 from cluster.daemon.task_context import running_inside
 from cluster.daemon.task_threads import follow_threads, owner_of_context
 
@@ -172,7 +172,7 @@ class ThreadSlot(Slot):
         if target != self.running:
             return False
         frame = sys._current_frames().get(self.thread)
-        if is_inside_client(frame, _EXECUTE):
+        if is_uninterrupted(frame, _EXECUTE):
             return True
         self._is_asking = True
         try:

@@ -25,9 +25,13 @@ from typing import Any, Final, Protocol, Self
 
 from cluster.daemon import in_slot, slot_protocol
 
-__all__ = ["CoroutineWaiting", "SlotWaiting", "TaskInterrupted", "interrupt_again", "is_inside_client"]
+__all__ = ["CoroutineWaiting", "SlotWaiting", "TaskInterrupted", "interrupt_again", "is_uninterrupted"]
 
-_CLIENT_MODULES: Final = ("cluster.client", "cluster.session", "cluster.transport")
+# A client that is left in the middle of something is of no use any more. Neither is a module that is: many that are
+# compiled, numpy among them, cannot be loaded a second time.
+_UNINTERRUPTED_MODULES: Final = (
+    "cluster.client", "cluster.session", "cluster.transport", "importlib._bootstrap", "_frozen_importlib",
+)  # fmt: skip
 _RUNS_USERS_FUNCTIONS: Final = "cluster.session.calls"
 _AGAIN_SECONDS: Final = 0.002
 
@@ -305,11 +309,12 @@ def _frames_of_task() -> int:
 _RUN_ONE: Final = _Waiting._run_one.__code__
 
 
-def is_inside_client(frame: FrameType | None, boundary: object) -> bool:
-    """Whether the task, of which this is the innermost frame and `boundary` the code that runs it, is in its client."""
+def is_uninterrupted(frame: FrameType | None, boundary: object) -> bool:
+    """Whether the task, of which this is the innermost frame and `boundary` the code that runs it, is in its client, or
+    imports something: an interrupt has to wait."""
     while frame is not None and frame.f_code is not boundary:
         module = str(frame.f_globals.get("__name__"))
-        if module.startswith(_CLIENT_MODULES) and module != _RUNS_USERS_FUNCTIONS:
+        if module.startswith(_UNINTERRUPTED_MODULES) and module != _RUNS_USERS_FUNCTIONS:
             return True
         frame = frame.f_back
     return False
