@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from importlib import import_module
+from types import CoroutineType
 from typing import Any, Final, TypeVar
 
 __all__ = ["Chain", "Step", "chains"]
@@ -48,6 +50,8 @@ class Chain:
         for function, count, place in self.steps:
             own = args[start : start + count]
             start += count
+            if type(value) is CoroutineType:  # of a plain function; a slot too runs what is returned so to its end
+                value = import_module("asyncio").run(value)  # loaded when it is needed, which is seldom
             value = function(*own) if place < 0 else function(*own[:place], value, *own[place:])
         return value
 

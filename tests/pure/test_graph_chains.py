@@ -48,3 +48,10 @@ def test_each_function_gets_its_own_arguments_and_the_value_so_far() -> None:
     assert chain(1, 5, 10, -3, 20) == max(-3, abs(10 - (1 - 5)), 20)
     assert pickle.loads(pickle.dumps(chain))(1, 5, 10, -3, 20) == 20
     assert label_of(chain) == "sub → sub → abs → max"
+
+
+def test_a_coroutine_that_a_plain_function_returns_is_run_before_it_is_passed_on() -> None:
+    async def double(number: int) -> int:
+        return 2 * number
+
+    assert Chain([(lambda number: double(number), 1, -1), (sub, 1, 0)])(4, 1) == 7
