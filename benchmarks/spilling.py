@@ -3,7 +3,9 @@
 Arrays are made, and added pair by pair until one is left; everything is submitted at once, and nobody keeps what is in
 between. The size is the memory limit of the whole cluster in megabytes, the interpreters in it; the arrays are a 64th
 of that, and there are 640. A second case keeps all of its arrays (twice the limit) and adds each up afterwards, so that
-what does not fit has to go to disk and come back.
+what does not fit has to go to disk and come back. A third keeps a million results of a kilobyte and more, four times
+the limit, and gathers each: its size is how many thousand there are. Of that one only the workers' memory counts, since
+the client and the scheduler keep something of each task whatever is done with its value.
 
 Memory is the sum of what the processes have of their own and of mapped files, shared pages counted once (the
 proportional set size), and of what lies in shared memory, mapped or not. It is sampled every 50 ms.
@@ -24,6 +26,9 @@ from benchmarks.systems import HANDLES, SINGLE, SLOTS, System
 TIMES_THE_LIMIT = 10
 KEPT_TIMES_THE_LIMIT = 2
 ARRAYS_A_LIMIT = 64
+SMALL_BYTES = 1000
+SMALL_TIMES_THE_LIMIT = 4
+GATHERED_AT_ONCE = 20_000
 
 
 def make(index: int, numbers: int) -> Any:
@@ -38,9 +43,18 @@ def total(values: Any) -> int:
     return int(values.sum())
 
 
-def peak_memory(system: System) -> PeakMemory:
-    """Samples what the processes of a system hold."""
-    return PeakMemory(lambda: held_bytes(process_id for ids in system.processes().values() for process_id in ids))
+def make_small(index: int) -> bytes:
+    return b"%0*d" % (SMALL_BYTES, index)
+
+
+def peak_memory(system: System, *left_out: str) -> PeakMemory:
+    """Samples what the processes of a system hold, but for those of some roles."""
+
+    def held() -> int:
+        roles = system.processes().items()
+        return held_bytes(process_id for role, ids in roles if role not in left_out for process_id in ids)
+
+    return PeakMemory(held)
 
 
 @contextmanager
@@ -95,6 +109,20 @@ def keep_all(system: System, size: int) -> Measurement:
     return measurement(meter, memory, size, 3 * count, limit_bytes)
 
 
+def keep_small(system: System, size: int) -> Measurement:
+    count = 1000 * size
+    limit_bytes = count * SMALL_BYTES // SMALL_TIMES_THE_LIMIT
+    with limited(system, limit_bytes), peak_memory(system, "client", "scheduler") as memory, Meter(system) as meter:
+        kept = list(system.map(make_small, range(count)))
+        for start in range(0, count, GATHERED_AT_ONCE):
+            found = system.gather(kept[start : start + GATHERED_AT_ONCE])
+            wanted = [make_small(index) for index in range(start, min(count, start + GATHERED_AT_ONCE))]
+            check_equal(list(found) == wanted, True, "that the values came back as they were made")
+    figures = {"peak memory": memory.peak_bytes / limit_bytes, "seconds": meter.seconds}
+    note = f"memory limit {limit_bytes // 1_000_000} MB, the workers' interpreters included"
+    return meter.measurement(size, count, figures, note)
+
+
 def measurement(meter: Meter, memory: PeakMemory, size: int, tasks: int, limit_bytes: int) -> Measurement:
     figures = {"peak memory": memory.peak_bytes / limit_bytes, "seconds": meter.seconds}
     return meter.measurement(size, tasks, figures, f"memory limit {size} MB, interpreters included")
@@ -123,5 +151,15 @@ CASES = (
         measure=keep_all,
         needs=frozenset({SINGLE, HANDLES}),
         only=ONLY,
+    ),
+    Case(
+        name="spilling-small",
+        title="A million results of a kilobyte, four times the memory limit, all of them kept, and gathered",
+        sizes=(1000,),
+        ladder=(1000,),
+        figures=(PEAK, Figure("seconds", "s")),
+        measure=keep_small,
+        needs=frozenset({HANDLES}),
+        only=frozenset({"cluster"}),
     ),
 )
