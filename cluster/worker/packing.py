@@ -217,11 +217,9 @@ class Packing:
         """A task needs a value that is in a pack: it is asked for at the end of this event."""
         self._wanted.append(key)
 
-    def read(
-        self, keys: Iterable[int], peer: int, most_values: int = sys.maxsize, most_bytes: int = sys.maxsize
-    ) -> int:
-        """Have those of these values read that are in packs alone, for a peer, or for tasks (-1), up to so many; how
-        many answers will come."""
+    def read(self, keys: Iterable[int], peer: int, most_bytes: int = sys.maxsize) -> int:
+        """Have those of these values read that are in packs alone, for a peer, or for tasks (-1), up to so many bytes;
+        how many answers will come."""
         packs = self._values.packed.packs
         places: dict[int, list[tuple[int, int]]] = {}
         for key in keys:
@@ -229,9 +227,8 @@ class Packing:
             if place is None or packs[place.number].states[place.position] != ON_DISK:
                 continue
             places.setdefault(place.number, []).append((place.position, key))
-            most_values -= 1
             most_bytes -= packs[place.number].size(place.position)
-            if most_values <= 0 or most_bytes <= 0:
+            if most_bytes <= 0:
                 break
         asked = 0
         for number, found in places.items():
