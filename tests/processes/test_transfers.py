@@ -85,7 +85,7 @@ class Receiver:
     async def fetched(self) -> bytes:
         event = await asyncio.wait_for(self.events.get(), 20)
         assert isinstance(event, ValueFetched), event
-        return Path(event.path).read_bytes()
+        return Path(event.path).read_bytes()[: event.nbytes]  # the file has whole pages
 
     async def failed(self) -> ValueNotFetched:
         event = await asyncio.wait_for(self.events.get(), 20)
