@@ -26,7 +26,7 @@ __all__ = ["Packing", "Reading"]
 
 # A pack is full with so many bytes or values. The values are what a step of the agent's loop takes time for, 2 ms.
 PACK_BYTES: Final = 8 << 20
-PACK_VALUES: Final = 4096
+PACK_VALUES: Final = 3072
 # Less than this, or than this part of the memory limit, is not worth a file.
 _WORTH_BYTES: Final = 1 << 20
 _WORTH_PART: Final = 64

@@ -185,6 +185,21 @@ def test_a_peer_is_read_more_when_it_has_taken_what_it_was_given() -> None:
     assert given == names
 
 
+def test_a_long_answer_is_given_in_steps_that_the_peer_takes() -> None:
+    model = AgentModel(slots=1)
+    model.tell(grant(1, 1200))
+    model.work()
+    model.feed(events.FromPeer(1, messages.GetValues(1, [name for row in range(1200) for name in (row, 1)])))
+    model.feed(events.FromPeer(2, messages.GetValues(1, [7, 1])))
+    steps = []
+    while model.asked_if_sent:
+        assert model.asked_if_sent.pop() == 1
+        steps.append(len(model.to_peers))
+        model.feed(events.PeerSent(1, gone=False))
+    assert len(steps) == 2 and steps[0] < 600 < steps[1]
+    assert [answer.message.row for answer in model.to_peers if answer.peer == 1] == list(range(1200))
+
+
 def test_nothing_is_read_for_a_peer_that_has_gone() -> None:
     model = packed_model()
     for _ in range(2):
