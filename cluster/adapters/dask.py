@@ -22,6 +22,7 @@ from cluster.client.client import Client
 from cluster.client.future import Future
 from cluster.client.graphs import GraphSubmission, input_of
 from cluster.client.options import checked_options
+from cluster.graph.batches import by_turns
 from cluster.graph.order import depth_first
 from cluster.wire.payload import FutureReference
 
@@ -86,12 +87,13 @@ def _send(
     inputs: Mapping[Hashable, Sequence[Hashable]],
     options_of: _Options,
 ) -> dict[Hashable, Any]:
-    """Send the tasks by depth and kind; by key what stands for its value in the arguments of others."""
+    """Send the tasks by depth, kinds by turns; by key what stands for its value in the arguments of others."""
     stands_for: dict[Hashable, Any] = {}
     depths: dict[Hashable, int] = {}
     depth_of = depths.__getitem__
     labels: dict[Hashable, str] = {}
-    batches: list[dict[tuple[str, int], list[Hashable]]] = []
+    kinds: dict[Hashable, tuple[str, int]] = {}
+    levels: list[list[Hashable]] = []
     for key in order:
         node = nodes[key]
         kind = type(node)
@@ -107,16 +109,18 @@ def _send(
         stands_for[key] = input_of(key)
         needed = inputs[key]
         depth = depths[key] = 1 + max(map(depth_of, needed)) if needed else 1
-        if depth > len(batches):
-            batches.append({})
+        if depth > len(levels):
+            levels.append([])
+        levels[depth - 1].append(key)
         name = key[0] if type(key) is tuple else key
         label = labels.get(name)
         if label is None:
             label = labels[name] = key_split(name)
-        batches[depth - 1].setdefault((label, id(node.func) if kind is Task else 0), []).append(key)
+        kinds[key] = label, id(node.func) if kind is Task else 0
     task_of = Conversion(stands_for.__getitem__).task_of
-    for batch in batches:
-        for (label, _), keys in batch.items():
+    for level in levels:
+        for keys in by_turns(level, kinds.__getitem__):
+            label, _ = kinds[keys[0]]
             for key in keys:
                 submission.add(key, task_of(nodes[key]), label, options_of(key))
     submission.send()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final
@@ -104,9 +104,12 @@ class GraphRun:
         workers: Sequence[tuple[int, int]],
         links: Links | None = None,
         late: dict[int, float] | None = None,
+        order: Callable[[list[int], Callable[[int], Sequence[int]]], Sequence[int]] = depth_first,
     ) -> None:
-        """`workers`: slots and memory limit in bytes of each; `late`: when some of them join, by index."""
+        """`workers`: slots and memory limit in bytes of each; `late`: when some of them join, by index; `order`: in
+        which tasks are submitted."""
         self.links = links or Links()
+        self._order = order
         self.scheduler = Scheduler(1)
         self.now = 0.0
         self.moved_bytes = 0
@@ -174,13 +177,13 @@ class GraphRun:
     # ------------------------------------------------------------------ a client
 
     def _submit(self, client: _Client) -> None:
-        """As a client submits a graph: depth first, consecutive tasks of a function together, then all let go of but
-        the final ones."""
+        """As a client submits a graph: consecutive tasks of a function together, then all let go of but the final
+        ones."""
         self._tell(client.peer, messages.ClientJoin(client.identity, f"client{client.peer}", {}))
         tasks = client.tasks
         used = {source for task in tasks for source in task.inputs}
         finals = [index for index in range(len(tasks)) if index not in used]
-        order = depth_first(finals, lambda index: tasks[index].inputs)
+        order = self._order(finals, lambda index: tasks[index].inputs)
         part: list[int] = []
         for index in order:
             if part and (tasks[part[0]].function != tasks[index].function or len(part) == 2048):

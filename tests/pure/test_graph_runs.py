@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
 import pytest
 
 from benchmarks import workflows
+from cluster.graph.batches import by_turns
+from cluster.graph.order import depth_first
 from cluster.scheduler import admission
 from cluster.scheduler.ready import Lane
 from cluster.scheduler.worker_memory import BUDGET_SHARE
@@ -49,6 +52,17 @@ def waiting_for_a_model(loads: int, seconds: float) -> list[GraphTask]:
     tasks = [GraphTask((), seconds, MB, "model")]
     tasks += [GraphTask((), 0.05, CHUNK, "load") for _ in range(loads)]
     return tasks + [GraphTask((0, 1 + place), 0.05, 8, "use") for place in range(loads)]
+
+
+def sums_of_two_loads(count: int) -> list[GraphTask]:
+    """A sum of two loads each time, and of these what `tree` makes of its loads."""
+    left = [GraphTask((), 0.02, CHUNK, "left") for _ in range(count)]
+    right = [GraphTask((), 0.02, CHUNK, "right") for _ in range(count)]
+    sums = [
+        GraphTask(tuple(source + 2 * count for source in task.inputs), 0.02, CHUNK, "add")
+        for task in tree(count)[count:]
+    ]
+    return [*left, *right, *(GraphTask((n, count + n), 0.02, CHUNK, "add") for n in range(count)), *sums]
 
 
 def peaks(run: GraphRun) -> list[int]:
@@ -105,6 +119,29 @@ def test_of_two_workers_none_holds_more_of_a_tree_than_one_alone() -> None:
     together.run()
     assert max(peaks(alone)) <= 11 * CHUNK, "a value of each level, and what is made and taken"
     assert max(peaks(together)) <= max(peaks(alone))
+
+
+def test_two_kinds_of_loads_are_made_by_turns() -> None:
+    tasks = sums_of_two_loads(128)
+
+    def peak(turns: Callable[[list[int]], Iterable[list[int]]]) -> int:
+        def by_depth(roots: list[int], inputs_of: Callable[[int], Sequence[int]]) -> list[int]:
+            levels: dict[int, list[int]] = {}
+            depths: dict[int, int] = {}
+            for task in depth_first(roots, inputs_of):
+                depths[task] = max((1 + depths[source] for source in inputs_of(task)), default=0)
+                levels.setdefault(depths[task], []).append(task)
+            return [task for level in levels.values() for batch in turns(level) for task in batch]
+
+        run = GraphRun([tasks], [(1, 1 << 40)], order=by_depth)
+        run.run()
+        return max(peaks(run))
+
+    def kind(index: int) -> str:
+        return tasks[index].function
+
+    assert peak(lambda level: by_turns(level, kind)) <= 12 * CHUNK
+    assert peak(lambda level: [sorted(level, key=kind)]) > 128 * CHUNK  # all of the first kind before the second
 
 
 def test_a_worker_that_joins_late_gets_its_share() -> None:
