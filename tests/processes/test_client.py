@@ -7,6 +7,7 @@ import pickle
 import threading
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from cluster import Client, Future, FutureSequence, as_completed, fire_and_forget, wait
 from cluster.errors import CancelledError, ClusterError, ConnectionLost, SerializationError, TaskDied, TaskTimeout
+from tests.processes.whole_cluster import Gate, wait_at
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -395,9 +397,15 @@ def test_wait_tells_done_from_not_done(client: Client) -> None:
     assert wait([quick, slow]).done == {quick, slow}
 
 
-def test_as_completed_gives_futures_as_they_end(client: Client) -> None:
-    slow, quick = client.submit(sleep_then, 0.3, "slow"), client.submit(sleep_then, 0.01, "quick")
-    assert [future.result() for future in as_completed([slow, quick])] == ["quick", "slow"]
+def test_as_completed_gives_futures_as_they_end(client: Client, tmp_path: Path) -> None:
+    with Gate(tmp_path / "gate") as gate:
+        slow, quick = client.submit(wait_at, gate.path, "slow"), client.submit(inc, 1)
+        gate.wait_until_reached()
+        ended = as_completed([slow, quick])
+        assert next(ended) is quick
+        gate.open()
+        assert next(ended) is slow
+        assert list(ended) == []
     assert sorted(value for _, value in as_completed(client.map(inc, range(100)), with_results=True)) == [
         *range(1, 101)
     ]
