@@ -383,7 +383,9 @@ class WorkerDesk:
             if not self._is_known_value(row, attempt) or worker.index not in table.holders(row):
                 continue
             run = ledger.run(row)
-            others = any(not ledger.workers[index].lost for index in table.holders(row) if index != worker.index)
+            holders = [ledger.workers[index] for index in table.holders(row) if index != worker.index]
+            # One that drains may have given it to this worker because it goes.
+            others = any(not holder.lost and not holder.draining for holder in holders)
             elsewhere = others or (run.offered and run.client.connected)
             if elsewhere and not run.makes_actor and not self.placement.spreading.gives(row, worker):
                 self.lifecycle.drop_replica(row, worker.index, f"worker {worker.name} let its copy go")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
@@ -46,27 +46,25 @@ class PackFile(NamedTuple):
 
 def write_pack(directory: SegmentDirectory, values: Sequence[bytes], compression: str = "") -> PackFile:
     """Write values into a new file, one after the other; StoreFull if there is no room."""
-    blocks = list(_blocks(values))
-    packed = [_pack(blocks[0], compression)] if compression else blocks[:1]
-    if compression and len(packed[0]) >= WORTH_COMPRESSING * len(blocks[0]):
+    if compression and not _is_worth_compressing(next(_blocks(values)), compression):
         compression = ""
-    packed = [_pack(block, compression) for block in blocks] if compression else blocks
-    nbytes, room = sum(map(len, packed)), room_bytes(directory.path)
-    if nbytes > room:
+    nbytes, room = sum(map(len, values)), room_bytes(directory.path)
+    if nbytes > room and not compression:
         raise StoreFull(f"{format_bytes(nbytes)} are needed, and {format_bytes(room)} may be taken")
-    path, target = directory.create_open(nbytes)
+    path, target = directory.create_open(0 if compression else nbytes)
+    pack = PackFile(path, compression, array("I", [0]), array("Q", [0]), array("Q"))
     try:
-        for block in packed:
-            view = memoryview(block)
-            while view:
-                view = view[os.write(target, view) :]
+        for block in _blocks(values):
+            stored = _write(target, _pack(block, compression) if compression else block)
+            pack.starts.append(pack.starts[-1] + len(block))
+            pack.places.append(pack.places[-1] + stored)
+            pack.checksums.append(checksum(block))
     except OSError as error:
         directory.remove(path)
         raise StoreFull(str(error.strerror or error)) from error
     finally:
         os.close(target)
-    checksums = array("Q", map(checksum, blocks))
-    return PackFile(path, compression, _sums("I", map(len, blocks)), _sums("Q", map(len, packed)), checksums)
+    return pack
 
 
 def rewrite_packs(
@@ -130,11 +128,11 @@ def _blocks(values: Sequence[bytes]) -> Iterator[bytes]:
         yield b"".join(values[first:])
 
 
-def _sums(kind: str, sizes: Iterable[int]) -> array[int]:
-    sums = array(kind, [0])
-    for size in sizes:
-        sums.append(sums[-1] + size)
-    return sums
+def _write(target: int, block: bytes) -> int:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(target, view) :]
+    return len(block)
 
 
 def _read_block(source: int, pack: PackFile, number: int) -> bytes:
@@ -154,6 +152,10 @@ def _pack(block: bytes, compression: str) -> bytes:
     module = import_module(COMPRESSIONS[compression])
     packed = module.compress(block) if compression == "lz4" else module.ZstdCompressor(level=1).compress(block)
     return bytes(packed)
+
+
+def _is_worth_compressing(block: bytes, compression: str) -> bool:
+    return len(_pack(block, compression)) < WORTH_COMPRESSING * len(block)
 
 
 def _unpack(data: bytes, nbytes: int, compression: str) -> bytes:

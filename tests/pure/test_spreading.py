@@ -224,6 +224,20 @@ def test_a_copy_that_is_being_given_to_somebody_stays() -> None:
     assert popular.maker.hear(messages.DropAllowed).allowed == []
 
 
+def test_a_copy_stays_when_the_only_other_holder_is_to_go() -> None:
+    popular = Popular(2)
+    [other] = popular.others
+    popular.replicate()
+    popular.named(other)
+    popular.held(other)
+    names = [popular.row, popular.attempt]
+    popular.maker.say(messages.Draining(EPOCH))
+    other.say(messages.DropReplicas(EPOCH, names))
+    assert other.hear(messages.DropAllowed).allowed == [], "it may have been given away because that one goes"
+    popular.maker.say(messages.DropReplicas(EPOCH, names))
+    assert popular.maker.hear(messages.DropAllowed).allowed == names
+
+
 def test_what_is_not_a_value_of_that_worker_may_not_be_asked_about() -> None:
     popular = Popular(2)
     [other] = popular.others
