@@ -23,6 +23,7 @@ import cloudpickle
 
 from cluster.wire.encoded import Reference
 from cluster.wire.object_arrays import ARROW_BACKED, reduce_arrow_backed, reduce_strings
+from cluster.wire.pandas_index import reduce_index
 from cluster.wire.serializers import reduce_registered, registered
 
 SMALLEST_WITH_CLASS_BYTES = 24
@@ -151,6 +152,7 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
             table[sys.modules["numpy"].ndarray] = self._reduce_plain_array
         if (arrays := _pandas_arrays()) is not None:
             table.update({getattr(arrays, name): _reduce_plain_arrow for name in ARROW_BACKED})
+            table[sys.modules["pandas"].Index] = _reduce_plain_index
         pickler.dispatch_table = table
         return pickler
 
@@ -190,6 +192,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
             return self.reduce_array(obj)
         if kind.__name__ in ARROW_BACKED:
             return reduce_arrow_backed(obj)
+        if kind.__name__ == "Index" and kind is getattr(sys.modules.get("pandas"), "Index", None):
+            return reduce_index(obj)
         return NotImplemented
 
     def reduce_array(self, array: Any) -> Any:
@@ -212,3 +216,8 @@ def _pandas_arrays() -> Any:
 def _reduce_plain_arrow(array: Any) -> Any:
     reduced = reduce_arrow_backed(array)
     return array.__reduce_ex__(5) if reduced is NotImplemented else reduced
+
+
+def _reduce_plain_index(index: Any) -> Any:
+    reduced = reduce_index(index)
+    return index.__reduce_ex__(5) if reduced is NotImplemented else reduced
