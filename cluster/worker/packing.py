@@ -248,10 +248,11 @@ class Packing:
         asked = self._asked.pop(event.request)
         reading = Reading(asked.peer, {}, [], event.reason)
         for key, value in zip(asked.keys, event.values, strict=True):
-            place = self._values.packed.find(key)
             if value is not None:
                 reading.found[key] = value
-            elif place is not None and place.number == asked.pack:
+                continue
+            place = self._values.packed.find(key)
+            if place is not None and place.number == asked.pack:
                 reading.lost.append(key)
             elif place is not None and asked.peer < 0:
                 self._wanted.append(key)
