@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cluster.daemon import scheduler as scheduler_daemon
 from cluster.scheduler.machine import Scheduler
 from cluster.session.machine import Session
 from cluster.simulation import agents, clients, scheduling
-from cluster.simulation.world import simulate
+from cluster.simulation.world import Report, simulate
 from cluster.worker.machine import Agent
 
 # About a minute in all on two cores that others use as well.
@@ -28,8 +29,13 @@ def seeds_with_a_history() -> list[int]:
     return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
 
 
+@cache
+def report_of(seed: int) -> Report:
+    return simulate(seed)
+
+
 def check(seed: int) -> None:
-    fault = simulate(seed).fault
+    fault = report_of(seed).fault
     assert not fault, f"{fault}\nagain: python -m cluster.simulation {seed}"
 
 
@@ -45,17 +51,21 @@ def test_a_seed_that_once_showed_a_fault_shows_none(seed: int) -> None:
 
 
 def test_a_seed_decides_everything_whatever_the_order_of_sets() -> None:
-    outputs = set()
-    for hash_seed in ("0", "1", "4711"):
-        finished = subprocess.run(
+    running = [
+        subprocess.Popen(
             [sys.executable, "-m", "cluster.simulation", "--record", "3", "17", "58", "205", "336"],
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
-            check=True,
         )
-        outputs.add("\n".join(line for line in finished.stdout.splitlines() if "fingerprint" in line))
+        for hash_seed in ("0", "1", "4711")
+    ]
+    outputs = set()
+    for process in running:
+        said, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        outputs.add("\n".join(line for line in said.splitlines() if "fingerprint" in line))
     assert len(outputs) == 1
     assert outputs.pop().count("fingerprint") == 5
 
@@ -71,7 +81,7 @@ def test_the_seeds_reach_what_they_are_for() -> None:
     faults: dict[str, int] = {}
     values = tasks = runs = 0
     for seed in range(45):
-        report = simulate(seed)
+        report = report_of(seed)
         for name, count in report.faults.items():
             faults[name] = faults.get(name, 0) + count
         values += report.values_compared
