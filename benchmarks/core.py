@@ -27,6 +27,7 @@ import psutil
 
 from benchmarks.case import WrongResult
 from cluster.scheduler.machine import Received, Scheduler, Send, Tick
+from cluster.session.parts import LINKED_PART_INPUTS, LINKED_PART_TASKS, PART_TASKS
 from cluster.wire import messages
 
 CLIENT_PEER = 0
@@ -34,7 +35,6 @@ FUNCTION = b"f" * 16
 SLOTS_PER_WORKER = 2
 TASK_SECONDS = 10e-6
 REPORT_SECONDS = 2e-3
-TASKS_PER_PART = 16_384
 # What the client's pickler makes of `(i,)`, and a slot of a small integer.
 ARGUMENT = b"\x80\x05K\x01\x85."
 VALUE = b"\x80\x05K\x01."
@@ -226,8 +226,11 @@ class Bench:
         return number, last
 
     def submit_level(self, level: Level, batch: int) -> None:
-        for start in range(0, level.size, TASKS_PER_PART):
-            count = min(TASKS_PER_PART, level.size - start)
+        part = PART_TASKS
+        if level.inputs is not None:
+            part = min(LINKED_PART_TASKS, max(1, LINKED_PART_INPUTS * level.size // len(level.inputs)))
+        for start in range(0, level.size, part):
+            count = min(part, level.size - start)
             starts, inputs, offsets, blob = b"", b"", b"", ARGUMENT
             if level.starts is None:
                 offsets = array("I", range(0, (count + 1) * len(ARGUMENT), len(ARGUMENT))).tobytes()

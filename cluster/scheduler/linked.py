@@ -34,6 +34,8 @@ from cluster.scheduler.workers import WorkerRecord
 
 __all__ = ["LinkedRows"]
 
+ROW_IN_INPUTS = 8  # to leave so many inputs takes as long as to forget a row does otherwise
+
 
 class LinkedRows:
     """Finishes spans of plain rows with inputs or dependents, and releases and forgets such rows."""
@@ -196,10 +198,12 @@ class LinkedRows:
                     lineage.enter(row, run)
                 else:
                     self.forget(row, run)
+                    limit -= run.inputs_of_one // ROW_IN_INPUTS
             elif row_state == RELEASED and not heirs[row]:
                 unneeded.pop()
                 lineage.leave(row, run)
                 self.forget(row, run)
+                limit -= run.inputs_of_one // ROW_IN_INPUTS
             else:
                 break
             limit -= 1

@@ -34,12 +34,14 @@ __all__ = ["Placement"]
 
 TASKS_PER_GRANT = 2048
 LINKED_TASKS_PER_GRANT = 512
+EDGES_PER_GRANT = 16_384  # that begin or end at its tasks: a report follows them all in one step
 BYTES_PER_GRANT = 1 << 20
 WORTH_SHARING_SECONDS = 0.001  # less work than this is not divided among workers: granting it would cost as much
 INLINE_AWAITED_BYTES = 4096  # results that somebody waits for travel with the notice up to this size
 INLINE_ALWAYS_BYTES = 64  # smaller than the notice's own bookkeeping: asking again would cost more
 ROWS_SEARCHED = 16  # in one stretch, when nothing else is left for an idle worker
 GRANTS_PER_STEP = 128  # about 4 ms; when thousands of workers are idle, the others come in the steps that follow
+GRANT_IN_INPUTS = 20  # to name so many inputs takes as long as a grant does otherwise
 HUNGRY_LOOKED_AT = 64  # tasks that wait, and runs of each one's children; all but a few are blocked by nothing
 IN_VAIN_LIMIT = 8  # what so many idle workers leave to those who hold its inputs all leave to these; they take turns
 GAIN = 4.0  # times that a wait is longer than a transfer, for a worker to prefer other workers' work to its own
@@ -296,9 +298,15 @@ class Placement:
         # Tasks with inputs or dependents are finished one by one, and a report should not hold the loop up.
         plain = run.dependency_starts is None and not run.has_dependents
         limit = min(limit, share, TASKS_PER_GRANT if plain else LINKED_TASKS_PER_GRANT)
+        if not plain and limit > 1:
+            limit = min(limit, max(1, EDGES_PER_GRANT // self._edges_of_one(run)))
         if run.offsets is not None and limit > 1:
             limit = min(limit, max(1, BYTES_PER_GRANT * run.count // (len(run.blob) + 1)))
         return limit
+
+    def _edges_of_one(self, run: Run) -> int:
+        """How many edges a task of a run has, at least one. The last of them speaks for all."""
+        return 1 + run.inputs_of_one + self.ledger.table.heirs[run.start + run.count - 1]
 
     def _may_move(self, row: int, owner: int, thief: int) -> bool:
         """Whether a row of another worker's stretch is expected to start sooner here, inputs moved, than there."""
@@ -331,7 +339,6 @@ class Placement:
         ledger, table = self.ledger, self.ledger.table
         function = run.function
         assert function is not None
-        self._grants_left -= 1
         attempt = ledger.next_attempt()
         for start, stop in spans:
             count = stop - start
@@ -344,6 +351,7 @@ class Placement:
             seconds = 0.0  # it takes no slot time
         grant = GrantRecord(run, spans, seconds, self._lead_taken(run, seconds), now)
         worker.add_grant(attempt, grant)
+        self._grants_left -= 1 + grant.left * run.inputs_of_one // GRANT_IN_INPUTS
         run.client.granted_seconds += grant.left * seconds
         ledger.take_arguments(run, grant.left)
         if function.identity not in worker.functions:

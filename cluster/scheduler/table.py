@@ -76,6 +76,7 @@ DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it 
 NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
 INTERMEDIATE = 16  # the value is counted as one that only unfinished tasks keep (`holdings.py`)
 STALE_EDGES_BEFORE_REBUILD = 32
+REBUILDS_SPREAD = 64
 NOT_LISTED = -2  # of a row that is no recipe, or was given up as one
 
 NO_PARENT = -1  # of a run: no task submitted it
@@ -156,6 +157,11 @@ class Run:
     def taken_bytes(self) -> int:
         """Bytes of the rows that are counted as taken, each counted as the average one."""
         return len(self.blob) * self.taken // self.count
+
+    @property
+    def inputs_of_one(self) -> int:
+        """How many inputs one of its tasks takes, in the mean."""
+        return len(self.dependencies) // self.count
 
     def argument_bytes(self, row: int) -> int:
         """Bytes of the row's packed arguments."""
@@ -367,7 +373,9 @@ class Table:
         remaining = self.heirs[source] - 1
         self.heirs[source] = remaining
         stale = self.stale_edges.get(source, 0) + 1
-        if stale > STALE_EDGES_BEFORE_REBUILD and stale > remaining and source not in self.walked:
+        # The inputs of a shuffle's tasks lose their heirs side by side: they are not all rebuilt in one step.
+        enough = max(STALE_EDGES_BEFORE_REBUILD, remaining) + source % REBUILDS_SPREAD
+        if stale > enough and source not in self.walked:
             self.stale_edges.pop(source, None)
             self._rebuild_edges(source)
         else:

@@ -314,3 +314,12 @@ def test_a_task_does_not_wait_for_a_worker_that_may_not_run_it(dialogue: Dialogu
     client.finished()
     client.submit(inputs=[[source]], workers=["other"])
     assert other.grant().values[0][3] == [holder.address]
+
+
+def test_of_a_shuffle_few_tasks_are_granted_at_once_since_a_report_follows_all_their_edges(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    sources = client.submit(100, function="make")
+    client.submit(1000, function="take", inputs=[range(sources, sources + 100)] * 1000)
+    worker = dialogue.worker(slots=100)
+    assert sum(worker.grant().runs[1::2]) == 16_384 // 1001
+    worker.inbox.clear()
