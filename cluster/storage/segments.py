@@ -216,8 +216,9 @@ def _reserve_at_once(segment: int, nbytes: int) -> None:
 
 def _reserve_by_writing(segment: int, nbytes: int) -> None:
     zeros = memoryview(bytes(min(nbytes, WRITE_STEP_BYTES)))
-    while nbytes:
-        nbytes -= os.write(segment, zeros[:nbytes])
+    start = 0
+    while start < nbytes:  # by places: who writes through this opening afterwards begins at the file's beginning
+        start += os.pwrite(segment, zeros[: nbytes - start], start)
 
 
 # --------------------------------------------------------------------------- what others left behind

@@ -66,6 +66,11 @@ def test_values_come_back_alone_and_in_a_row(directory: SegmentDirectory, compre
         assert read(pack, index) == [VALUES[index]]
 
 
+def test_values_come_back_where_room_is_reserved_by_writing(tmp_path: Path) -> None:
+    with SegmentDirectory(tmp_path, "spill", fast_paths=False) as directory:
+        assert read(write(directory), *range(COUNT)) == VALUES
+
+
 def test_what_does_not_shrink_is_written_as_it_is(directory: SegmentDirectory) -> None:
     pytest.importorskip(COMPRESSIONS["zstd"])
     values = [Random(index).randbytes(1000) for index in range(100)]
