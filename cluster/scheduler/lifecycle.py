@@ -310,9 +310,7 @@ class Lifecycle:
         self._stop_pushing(row)
         table.state[row] = RELEASED
         self._dependents_wait_again(row)
-        flags = table.flags[row]
-        delivered = bool(flags & OWNER_WANTS and flags & DELIVERED)
-        if table.holds[row] > delivered:
+        if table.holds[row] > bool(table.flags[row] & DELIVERED):
             ledger.tell_wanting(row, None)  # who has the bytes already passes over it
             self.lineage.enter(row, run)
             self.revive(row)
@@ -496,8 +494,7 @@ class Lifecycle:
         The futures inside are held for it: it may unpickle them much later.
         """
         ledger = self.ledger
-        flags = ledger.table.flags[row]
-        return bool(flags & OWNER_WANTS and flags & DELIVERED) or any(
+        return bool(ledger.table.flags[row] & DELIVERED) or any(
             number in client.filled_aliases for client, number in ledger.aliases_of.get(row, ())
         )
 
