@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Client, LocalCluster
+from cluster import Client, Future, LocalCluster
 from cluster.deploy import adapting
 from tests.processes.whole_cluster import Gate, wait_at
 
@@ -19,6 +19,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def two_that_run_at_once(client: Client, stack: ExitStack, folder: Path) -> tuple[list[Gate], list[Future]]:
+    """Two tasks that have both begun, and what lets them end."""
+    gates = [stack.enter_context(Gate(folder / f"gate-{number}")) for number in range(2)]
+    futures = [client.submit(wait_at, gate.path) for gate in gates]
+    for gate in gates:
+        gate.wait_until_reached()
+    return gates, futures
+
+
 @pytest.mark.usefixtures("quick")
 def test_workers_come_with_work_and_go_without_losing_values(tmp_path: Path) -> None:
     with (
@@ -27,10 +36,7 @@ def test_workers_come_with_work_and_go_without_losing_values(tmp_path: Path) -> 
         ExitStack() as stack,
     ):
         cluster.adapt(minimum=0, maximum=2)
-        gates = [stack.enter_context(Gate(tmp_path / f"gate-{number}")) for number in range(2)]
-        futures = [client.submit(wait_at, gate.path) for gate in gates]
-        for gate in gates:
-            gate.wait_until_reached()  # both run at once, so there are two workers
+        gates, futures = two_that_run_at_once(client, stack, tmp_path)
         assert len(client.nthreads()) == 2
         kept = client.map(lambda number: bytes([number]) * 100_000, range(20))
         for gate in gates:
@@ -52,10 +58,7 @@ def test_a_worker_with_threads_counts_for_as_many_tasks_as_it_runs_at_once(tmp_p
         ExitStack() as stack,
     ):
         cluster.adapt(minimum=0, maximum=2)
-        gates = [stack.enter_context(Gate(tmp_path / f"gate-{number}")) for number in range(2)]
-        futures = [client.submit(wait_at, gate.path) for gate in gates]
-        for gate in gates:
-            gate.wait_until_reached()
+        gates, futures = two_that_run_at_once(client, stack, tmp_path)
         assert len(cluster.workers) == 1
         for gate in gates:
             gate.open()

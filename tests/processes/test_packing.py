@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
-from cluster import Client, wait
+from cluster import Client, Future, wait
 from tests.processes.test_spilling import event_kinds, in_a_small_file_system, report, spilled_files
 from tests.processes.whole_cluster import WholeCluster, until, whole_cluster
 
@@ -49,6 +50,13 @@ def start(cluster: WholeCluster) -> Client:
     return cluster.client()
 
 
+def all_counted(client: Client, runs: Path) -> Sequence[Future]:
+    """All results made, each run counted in that file."""
+    futures = client.map(small_counted, range(COUNT), [str(runs)] * COUNT)
+    wait(futures, timeout=120)
+    return futures
+
+
 def figure(client: Client, name: str) -> Any:
     return report(client).get(name)
 
@@ -80,8 +88,7 @@ def test_bytes_that_change_on_disk_make_those_values_be_computed_again(tmp_path:
     folder.mkdir()
     with whole_cluster(workers=0, spill_directory=folder) as cluster:
         client = start(cluster)
-        futures = client.map(small_counted, range(COUNT), [str(runs)] * COUNT)
-        wait(futures, timeout=120)
+        futures = all_counted(client, runs)
         until(lambda: figure(client, "spilling_bytes") == 0, "all is written")
         for file in spilled_files(folder):
             with open(file, "r+b") as opened:
@@ -111,8 +118,7 @@ def test_a_worker_that_is_retired_hands_on_its_packs_though_the_other_is_full_to
     folder.mkdir()
     with whole_cluster(workers=0, spill_directory=folder) as cluster:
         client = start(cluster)
-        futures = client.map(small_counted, range(COUNT), [str(runs)] * COUNT)
-        wait(futures, timeout=120)
+        futures = all_counted(client, runs)
         cluster.add_workers(("--memory-limit", LIMIT))
         client.retire_workers(["worker-0"])
         assert client.gather(futures) == list(map(small, range(COUNT)))
