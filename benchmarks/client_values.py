@@ -7,10 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
 from benchmarks.case import Case, Figure, Goal, Measurement, Meter, WrongResult, check_equal
-from benchmarks.peak_memory import PeakMemory, proportional_bytes
+from benchmarks.peak_memory import PeakMemory, held_bytes
 from benchmarks.systems import SLOTS, System
 from benchmarks.tasks import identity
 
@@ -122,16 +120,6 @@ def measure_gather(system: System, size: int) -> Measurement:
 # --------------------------------------------------------------------------- a map over what the client holds
 
 
-def held_bytes(process_ids: list[int], shared_before_bytes: int) -> int:
-    """What the processes take together: proportional set sizes, and of shared memory what the kernel says there is now.
-
-    Looked at one after the other, the processes' parts of it add up to more than there is: what one lets go of, the
-    next has mapped by the time it is looked at.
-    """
-    held = proportional_bytes(process_ids)
-    return held["Pss"] - held["Pss_Shmem"] + psutil.virtual_memory().shared - shared_before_bytes
-
-
 def measure_client_map(system: System, size: int) -> Measurement:
     """`map` of a function over frames of 100 MB that the client holds, and `gather` of the sums.
 
@@ -139,7 +127,6 @@ def measure_client_map(system: System, size: int) -> Measurement:
     one copy of the same frames in memory, in the same run.
     """
     system.result(system.submit(identity, 1))
-    shared_before_bytes = psutil.virtual_memory().shared
     frames = [make_frame(100, number) for number in range(size)]
     expected = [total_of_frame(frame) for frame in frames]
     data_bytes = sum(int(frame.memory_usage(index=False).sum()) for frame in frames)
@@ -160,7 +147,7 @@ def measure_client_map(system: System, size: int) -> Measurement:
         cold = run()
         warm = statistics.median(run() for _ in range(REPEATS))
     ids = [process_id for ids in system.processes().values() for process_id in ids]
-    with PeakMemory(lambda: held_bytes(ids, shared_before_bytes), SAMPLE_SECONDS) as memory:
+    with PeakMemory(lambda: held_bytes(ids), SAMPLE_SECONDS) as memory:
         run()
     if memory.peak_bytes < data_bytes:
         raise WrongResult("the processes take less memory than the data, which they hold: they were not all seen")

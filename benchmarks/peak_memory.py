@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-SHARED_MEMORY = "/dev/shm/"
+import psutil
+
+SHARED_BEFORE_BYTES: Final = psutil.virtual_memory().shared
+"""When this process began, before the system that it measures did: that is others'."""
 
 
 class PeakMemory:
@@ -53,30 +54,11 @@ def proportional_bytes(process_ids: Iterable[int]) -> Counter[str]:
 
 
 def held_bytes(process_ids: Iterable[int]) -> int:
-    """What these processes hold: of their own and of files, shared pages counted once, and what lies in shared memory,
-    whether anybody has it mapped just then or not."""
-    ids = list(process_ids)
-    held = proportional_bytes(ids)
-    return held["Pss"] - held["Pss_Shmem"] + max(held["Pss_Shmem"], shared_memory_bytes(ids))
+    """What these processes hold: of their own and of files, shared pages counted once, and of shared memory what the
+    kernel says there is now, whether anybody has it mapped just then or not.
 
-
-def shared_memory_bytes(process_ids: Iterable[int]) -> int:
-    """What the files take that lie in a directory in shared memory which one of these processes has open."""
-    files: dict[int, int] = {}  # by inode: a file may have several names
-    for directory in {each for process_id in process_ids for each in _open_directories(process_id)}:
-        for path in directory.glob("*"):
-            with suppress(FileNotFoundError):  # it was removed just now, or has another name
-                facts = path.stat()
-                files[facts.st_ino] = facts.st_blocks * 512
-    return sum(files.values())
-
-
-def _open_directories(process_id: int) -> set[Path]:
-    found: set[Path] = set()
-    with suppress(FileNotFoundError):  # the process has ended
-        for link in Path(f"/proc/{process_id}/fd").iterdir():
-            with suppress(FileNotFoundError):  # it was closed just now
-                target = os.readlink(link)
-                if target.startswith(SHARED_MEMORY) and stat.S_ISDIR(link.stat().st_mode):
-                    found.add(Path(target))
-    return found
+    Looked at one after the other, the processes' parts of that add up to more than there is: what one lets go of, the
+    next has mapped by the time it is looked at.
+    """
+    held = proportional_bytes(process_ids)
+    return held["Pss"] - held["Pss_Shmem"] + psutil.virtual_memory().shared - SHARED_BEFORE_BYTES
