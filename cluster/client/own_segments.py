@@ -6,7 +6,7 @@ any other, a client that ends takes nothing away, and who owns what is never a q
 
 Making pages costs some five times as much as filling them, so a segment is used for the next value once nobody needs
 the last one: the client has forgotten it, the agents' links are gone (the file's link count says so), nobody has it
-open or mapped (the kernel says so, `storage/leases.py`), and no agent has marked it as shown (its mode says so).
+open or mapped (the kernel says so, `storage/openings.py`), and no agent has marked it as shown (its mode says so).
 
 Few segments are kept, and not for long; the memory of those that agents have given up for some other reason, as when
 they spill, goes back to the system within two looks.
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cluster.errors import ClusterError, StoreFull
-from cluster.storage.leases import is_open_elsewhere
+from cluster.storage.maps import map_to_write
+from cluster.storage.openings import is_open_elsewhere
 from cluster.storage.probes import Probe, make_probe
-from cluster.storage.segments import SegmentDirectory, map_to_write, sweep
+from cluster.storage.segments import SegmentDirectory, sweep
 from cluster.units import format_bytes
 from cluster.wire.checksums import Checksum
 from cluster.wire.encoded import Encoded
@@ -85,7 +86,8 @@ class OwnSegments:
 
     def __init__(self, parent: Path) -> None:
         self._parent = parent
-        self._lock = threading.Lock()  # held while a value is written: two at a time would be no faster
+        self._writing = threading.Lock()  # held while a value is written: two at a time would be no faster
+        self._lock = threading.Lock()  # for what is kept, and held for moments only; always taken as the second
         self._directory: SegmentDirectory | None = None
         self._probe: Probe | None = None
         self._recycles = False
@@ -99,7 +101,7 @@ class OwnSegments:
 
     def probe(self) -> Probe | None:
         """What proves to an agent that it can open these segments; None if there is no place for any."""
-        with self._lock:
+        with self._writing:
             if self._directory is None and not self._broken:
                 try:
                     self._open()
@@ -126,25 +128,19 @@ class OwnSegments:
         Raises ArgumentChanged, and StoreFull if there is no room. The segment stays until `let_go`, or goes at once if
         too many are kept: then the agents are its only owners.
         """
-        with self._lock:
-            segment = next((kept for kept in self._kept if kept.number == number), None)
-            if segment is None:
-                segment = self._take(offered.encoded.nbytes)
-                try:
+        with self._writing:
+            segment, is_new = self._begin(number, offered.encoded.nbytes)
+            try:
+                if is_new:
                     self._fill(segment, offered)
-                except BaseException:
-                    segment.idle_since = time.monotonic()
-                    raise
-                segment.number = number
-                segment.given_up = False
-            segment.linking += 1
+            except BaseException:
+                self.let_go(number)
+                self._end(segment)
+                raise
         try:
             yield os.path.basename(segment.path)
         finally:
-            with self._lock:
-                segment.linking -= 1
-                if not segment.linking and segment in self._kept and (not self._recycles or self._too_much()):
-                    self._drop(segment)
+            self._end(segment)
 
     def let_go(self, number: int) -> None:
         """The client needs the value no more; the agents may."""
@@ -172,7 +168,7 @@ class OwnSegments:
 
     def close(self) -> None:
         """Remove everything; what agents have linked is theirs."""
-        with self._lock:
+        with self._writing, self._lock:
             self._broken = True
             self._probe = None
             for segment in list(self._kept):
@@ -186,7 +182,32 @@ class OwnSegments:
     def _too_much(self) -> bool:
         return len(self._kept) > KEPT_LIMIT or sum(kept.reserved_bytes for kept in self._kept) > KEPT_LIMIT_BYTES
 
-    def _take(self, nbytes: int) -> _Segment:
+    def _begin(self, number: int, nbytes: int) -> tuple[_Segment, bool]:
+        """The segment with that value, or one for it, which is to be filled (True)."""
+        with self._lock:
+            segment = next((kept for kept in self._kept if kept.number == number), None)
+            is_new = segment is None
+            segment = segment or self._take(nbytes)
+            if segment is not None:
+                self._give(segment, number)
+        if segment is None:
+            segment = self._create(number, nbytes)
+        return segment, is_new
+
+    def _give(self, segment: _Segment, number: int) -> None:
+        segment.number = number
+        segment.given_up = False
+        segment.linking += 1
+
+    def _end(self, segment: _Segment) -> None:
+        """The agent has answered, or is not told."""
+        with self._lock:
+            segment.linking -= 1
+            if not segment.linking and segment in self._kept and (not self._recycles or self._too_much()):
+                self._drop(segment)
+
+    def _take(self, nbytes: int) -> _Segment | None:
+        """A segment that is kept and that nobody needs."""
         for segment in self._kept:
             fits = nbytes <= segment.reserved_bytes <= nbytes + nbytes // 8 + PIECE_BYTES
             if fits and segment.is_forgotten and self._directory is not None:
@@ -195,26 +216,34 @@ class OwnSegments:
                 segment.path = self._directory.rename(segment.path, is_free=False)
                 if self._is_ours_alone(segment):
                     return segment
-        try:
-            return self._create(nbytes)
-        except StoreFull:
-            if not any(segment.is_forgotten for segment in self._kept):
-                raise
-        for segment in [kept for kept in self._kept if kept.is_forgotten]:
-            self._drop(segment)
-        return self._create(nbytes)
+        return None
 
     def _is_ours_alone(self, segment: _Segment) -> bool:
         facts = os.fstat(segment.descriptor)
         return facts.st_nlink == 1 and bool(facts.st_mode & stat.S_IWUSR) and not is_open_elsewhere(segment.descriptor)
 
-    def _create(self, nbytes: int) -> _Segment:
+    def _create(self, number: int, nbytes: int) -> _Segment:
         if self._directory is None:
             raise StoreFull(f"there is no place for {format_bytes(nbytes)}: the client was closed")
-        path, descriptor = self._directory.create_open(nbytes)
+        try:
+            path, descriptor = self._directory.create_open(nbytes)
+        except StoreFull:
+            if not self._drop_forgotten():
+                raise
+            path, descriptor = self._directory.create_open(nbytes)
         segment = _Segment(path, descriptor, nbytes)
-        self._kept.append(segment)
+        with self._lock:
+            self._give(segment, number)
+            self._kept.append(segment)
         return segment
+
+    def _drop_forgotten(self) -> bool:
+        """Whether there were any."""
+        with self._lock:
+            forgotten = [kept for kept in self._kept if kept.is_forgotten]
+            for segment in forgotten:
+                self._drop(segment)
+        return bool(forgotten)
 
     def _fill(self, segment: _Segment, offered: OfferedBytes) -> None:
         encoded, check = offered

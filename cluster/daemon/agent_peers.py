@@ -16,6 +16,7 @@ from cluster.daemon.agent_pieces import OutgoingPiece, PieceChecksums
 from cluster.daemon.agent_store import Store
 from cluster.daemon.agent_transfers import Transfers
 from cluster.errors import ClusterError
+from cluster.storage.openings import open_segment
 from cluster.transport.tcp import Connection, connect
 from cluster.wire import messages
 from cluster.wire.checksums import NO_CHECKSUM, agree, checksum
@@ -59,7 +60,7 @@ def receive_into_segment(connection: Connection, store: Store, nbytes: int, then
         if not path:
             connection.receive_raw(None, lambda: then("", reason))
             return
-        segment = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        segment = open_segment(path, os.O_RDWR)
         try:
             view = memoryview(mmap.mmap(segment, nbytes))
         finally:
@@ -195,7 +196,7 @@ class PeerServer:
                 data = Path(path).read_bytes()[:nbytes]
                 connection.send(_with_checksum(connection, messages.Value(request, row, attempt, data)))
                 return
-            os.stat(path)
+            segment = open_segment(path)
         except FileNotFoundError:  # it was freed while the answer waited, or went to disk
             if (moved := self._store.moved(path)) != path:
                 self._send_now(connection, effect._replace(path=moved))
@@ -205,7 +206,7 @@ class PeerServer:
         if self._fast_paths:
             self._store.mark_shown(path)
         connection.send(messages.ValueStream(request, row, attempt, nbytes))
-        connection.send_file(path, nbytes, by_system_call=self._fast_paths)
+        connection.send_descriptor(segment, 0, nbytes, by_system_call=self._fast_paths)
 
     def _take_over(self, connection: Connection, number: int, message: messages.PutSegment) -> None:
         path, reason = self._hosts.take_over(number, message)

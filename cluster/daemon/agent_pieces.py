@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from cluster.storage.openings import open_segment
 from cluster.transport.tcp import Connection
 from cluster.wire import messages
 from cluster.wire.checksums import NO_CHECKSUM, Checksum
@@ -34,8 +35,7 @@ class OutgoingPiece:
         self.unwanted = False  # its peer has gone
         self._descriptor = -1
         try:
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._descriptor = os.open(serve.path, flags)
+            self._descriptor = open_segment(serve.path)
         except FileNotFoundError:  # it was freed since the machine looked
             self.checksum = NO_CHECKSUM
 

@@ -2,7 +2,7 @@
 
 A segment whose value was released is kept to be used again: its pages are there, and the slot that wrote it has it
 mapped. What is kept so counts in the memory limit, and is given back when somebody needs the room, and after a while.
-`cluster.storage.segment_book` decides and counts; `cluster.storage.leases` says how nobody sees bytes change.
+`cluster.storage.segment_book` decides and counts; `cluster.storage.openings` says how nobody sees bytes change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from cluster.errors import StoreFull
-from cluster.storage.leases import is_open_elsewhere
+from cluster.storage.openings import is_open_elsewhere
 from cluster.storage.segment_book import NOBODY, KnownSegment, SegmentBook, whole_pages
 from cluster.storage.segments import SegmentDirectory, sweep
 from cluster.units import format_bytes
@@ -302,7 +302,7 @@ class Store:
         def work() -> None:
             self._memory.remove(segment.path)
             if not is_open_elsewhere(segment.descriptor):
-                os.ftruncate(segment.descriptor, 0)
+                os.ftruncate(segment.descriptor, 0)  # it may be small, or have lost its name when it was shown
             os.close(segment.descriptor)
 
         self._do(segment.reserved_bytes, work, lambda _: None)

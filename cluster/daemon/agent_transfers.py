@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from cluster.daemon.agent_store import Store
 from cluster.daemon.same_host import AgentHost, introduce
 from cluster.errors import ClusterError, ConnectionLost, ProtocolError
+from cluster.storage.openings import open_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
 from cluster.wire.checksums import NO_CHECKSUM, Checksum
@@ -217,7 +218,7 @@ class Transfers:
 def _bring(transfer: _Transfer, connections: _Connections) -> _Outcome:
     """Get the rest of a value. A connection that breaks is made again, as long as that brings the value further."""
     try:
-        segment = os.open(transfer.path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
+        segment = open_segment(transfer.path, os.O_WRONLY)
     except OSError as error:
         return _Outcome("full", f"{transfer.path} cannot be opened: {error.strerror}")
     failures = 0

@@ -7,8 +7,9 @@ import os
 from typing import Final
 
 from cluster.errors import ProtocolError, ValueLost
+from cluster.storage.maps import map_segment
+from cluster.storage.openings import open_segment
 from cluster.storage.probes import Probe, is_segment_name, proven, read_probes
-from cluster.storage.segments import map_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import messages
 
@@ -48,7 +49,7 @@ def open_value(path: str, nbytes: int) -> memoryview:
     if nbytes > READ_UP_TO_BYTES:
         return map_segment(path, nbytes)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = open_segment(path)
     except FileNotFoundError as error:
         raise ValueLost(f"the value in {path} is gone: its owner removed it, or has ended") from error
     try:

@@ -43,7 +43,7 @@ from cluster.daemon.slot_waiting import (
 from cluster.daemon.task_context import running_inside
 from cluster.daemon.task_threads import follow_threads, owner_of_context
 from cluster.errors import ClusterError, SerializationError, StoreFull, ValueLost
-from cluster.storage.segments import map_segment
+from cluster.storage.maps import KeptMaps
 from cluster.wire import payload
 from cluster.wire.exceptions import dump_exception
 from cluster.wire.task_output import row_of
@@ -140,11 +140,11 @@ class _Piece:
         """What the scheduler calls the task of that sequence: (attempt, row)."""
         return self.context[0], row_of(self.context[1], sequence - self.sequence)
 
-    def value(self, need: int, bind_future: Callable[[Any], Any]) -> Any:
+    def value(self, need: int, bind_future: Callable[[Any], Any], maps: KeptMaps) -> Any:
         """Load an input. Each task gets its own, except of what nobody can change."""
         if need in self._unchangeable:
             return self._unchangeable[need]
-        value = _load_value(self.values[need], bind_future)
+        value = _load_value(self.values[need], bind_future, maps)
         if type(value) in _UNCHANGEABLE:
             self._unchangeable[need] = value
         return value
@@ -172,6 +172,7 @@ class Slot:
         self._loaded: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
         self.segment_answers: dict[int, SegmentAnswer] = {}  # by sequence
         self.segments = SegmentWriter(descriptors.segments)
+        self.maps = KeptMaps()
         self.running = 0  # the sequence that may be interrupted
         self.interrupted_early = 0  # the sequence whose interrupt came when it could not be
         self.current: tuple[Any, int] | None = None  # the task that was begun last
@@ -441,7 +442,7 @@ class Slot:
                 if piece.input_starts:
                     needs = needs[piece.input_starts[index] : piece.input_starts[index + 1]]
                 bind = self._waiting.bind
-                call = payload.loads(blob, inputs=[piece.value(need, bind) for need in needs])
+                call = payload.loads(blob, inputs=[piece.value(need, bind, self.maps) for need in needs])
             else:
                 call = pickle.loads(blob)
         except _InputGone:
@@ -494,6 +495,7 @@ class Slot:
 
     def _trim(self) -> None:
         self._page[slot_protocol.TRIM_OFFSET] = 0
+        self.maps.clear()
         self.write(self._pack([give_back(), slot_protocol.REPORT_TRIMMED]))
 
     def _after_fork_in_child(self) -> None:
@@ -502,6 +504,7 @@ class Slot:
         self.running = 0
         in_slot.enter(None)
         self.segments.after_fork_in_child()
+        self.maps.after_fork_in_child()
         for descriptor in self._descriptors.opened:
             with contextlib.suppress(OSError):  # slots that are threads have some in common
                 os.close(descriptor)
@@ -511,12 +514,12 @@ _EXECUTE: Final = Slot._execute.__code__
 _RUN: Final = Slot.run.__code__
 
 
-def _load_value(value: Any, bind_future: Callable[[Any], Any]) -> Any:
+def _load_value(value: Any, bind_future: Callable[[Any], Any], maps: KeptMaps) -> Any:
     if type(value) is bytes:
         return payload.loads(value, bind_future=bind_future)
     path, nbytes = value
     try:
-        mapped = map_segment(path, nbytes)
+        mapped = maps.map(path, nbytes)
     except ValueLost as error:
         # The other copies were lost, and the scheduler did not know of this one yet: the value is made anew.
         raise _InputGone(str(error)) from error

@@ -7,8 +7,9 @@ import socket
 from array import array
 from typing import Final, NamedTuple
 
+from cluster.storage.maps import map_to_write
 from cluster.storage.segment_book import class_of
-from cluster.storage.segments import map_to_write, write_encoded, write_into_map
+from cluster.storage.segments import write_encoded, write_into_map
 from cluster.wire.encoded import Encoded
 
 __all__ = ["SegmentAnswer", "SegmentWriter", "send_descriptor"]

@@ -18,22 +18,19 @@ hold is refused too, before it makes the kernel kill processes. Nothing here fol
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import shutil
 import stat
 import time
-import weakref
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 
-from cluster.errors import SettingError, StoreFull, ValueLost
-from cluster.storage.leases import leases_tell
+from cluster.errors import SettingError, StoreFull
+from cluster.storage.maps import KEPT_FROM_BYTES
+from cluster.storage.openings import is_open_elsewhere, locks_tell, open_segment
 from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded
 
@@ -47,8 +44,6 @@ MEMORY_LEFT_BYTES = 64 << 20
 UNLOCKED_GRACE_SECONDS = 60.0
 """A directory without a lock file is being made, or was left by a process that died making it; by then the latter."""
 PARTS_A_WRITE = 512
-_MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
-_MADV_DONTFORK = getattr(mmap, "MADV_DONTFORK", 0)
 
 _LOCK = "lock"
 _MODULES = "modules"
@@ -173,9 +168,9 @@ class SegmentDirectory:
         return max(0, min(room, _available_memory_bytes() - MEMORY_LEFT_BYTES))
 
     def remove(self, path: str) -> None:
-        """Remove a segment; who has mapped it keeps its bytes. Removing it again does nothing."""
+        """Remove a segment; who looks at it keeps its bytes. Removing it again does nothing."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._name_of(path), dir_fd=self._descriptor)
+            _remove_file(self._name_of(path), self._descriptor)
 
     def _name_of(self, path: str) -> str:
         parent, _, name = path.rpartition("/")
@@ -185,7 +180,7 @@ class SegmentDirectory:
 
     def can_recycle(self) -> bool:
         """Whether segments lie in memory here, and the kernel can say that nobody has one open."""
-        return self._in_memory and leases_tell(self._descriptor)
+        return self._in_memory and locks_tell(self._descriptor)
 
     def close(self) -> None:
         """Remove the directory with all segments in it. In a forked child this only forgets it."""
@@ -304,7 +299,24 @@ def _remove_files(directory: int) -> None:
             if name == _MODULES:
                 shutil.rmtree(name, dir_fd=directory)
             else:
-                os.unlink(name, dir_fd=directory)
+                _remove_file(name, directory)
+
+
+def _remove_file(name: str, directory: int) -> None:
+    """Remove a file, and give its pages back although somebody keeps a map of it for a value that may come."""
+    facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if facts.st_size < KEPT_FROM_BYTES or facts.st_nlink > 1 or not stat.S_ISREG(facts.st_mode):
+        os.unlink(name, dir_fd=directory)
+        return
+    os.chmod(name, 0o600, dir_fd=directory)  # what was shown to others nobody may write to
+    descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.unlink(name, dir_fd=directory)
+        # Without a name nobody comes to open it any more.
+        if os.fstat(descriptor).st_nlink == 0 and not is_open_elsewhere(descriptor):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _base_name() -> str:
@@ -361,7 +373,7 @@ def _unsafe(base: Path, reason: str) -> SettingError:
 
 def write_encoded(path: str, encoded: Encoded) -> None:
     """Write a value into the segment that was created for it."""
-    segment = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    segment = open_segment(path, os.O_WRONLY)
     try:
         write_parts(segment, encoded)
     except OSError as error:
@@ -393,76 +405,3 @@ def write_parts(descriptor: int, encoded: Encoded) -> None:
             written -= len(views.pop())
         if written:
             views[-1] = views[-1][written:]
-
-
-def map_segment(path: str, nbytes: int, *, on_unmapped: Callable[[], object] | None = None) -> memoryview:
-    """Map a segment's first bytes privately: writing to them changes nobody else's. The map lasts as long as any view.
-
-    `on_unmapped` is called when the last view has gone. `ValueLost` if the file is missing or shorter.
-    """
-    segment = _open_to_read(path)
-    try:
-        size = os.fstat(segment).st_size
-        if size < nbytes:
-            raise ValueLost(f"the value in {path} is damaged: {size} bytes instead of {nbytes}")
-        if nbytes == 0:
-            return memoryview(bytearray())
-        return _map(segment, nbytes, on_unmapped)
-    finally:
-        os.close(segment)
-
-
-def _open_to_read(path: str) -> int:
-    try:
-        segment = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            # Its owner renames a segment to use it again, and asks then whether anybody has it open. So one that still
-            # has its name, now that it is open, stays as it is.
-            os.stat(path, follow_symlinks=False)
-        except FileNotFoundError:
-            os.close(segment)
-            raise
-    except FileNotFoundError as error:
-        raise ValueLost(f"the value in {path} is gone: its owner removed it, or has ended") from error
-    return segment
-
-
-def map_to_write(segment: int, nbytes: int) -> memoryview:
-    """Map a segment by its opening so that what is written changes it; for as long as any view lives.
-
-    The pages that there are get mapped at once: a fault for each would take three times as long. It may be longer than
-    the file is, if nobody writes there. A forked child does not have the map.
-    """
-    return _map(segment, nbytes, None, mmap.MAP_SHARED | _MAP_POPULATE)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
-)  # fmt: skip
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-def _map(
-    descriptor: int, nbytes: int, on_unmapped: Callable[[], object] | None, flags: int = mmap.MAP_PRIVATE
-) -> memoryview:
-    """Map a file without keeping a descriptor for it, as `mmap.mmap` does: a gather may map thousands."""
-    address = _libc.mmap(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-    if address is None or address == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{format_bytes(nbytes)} cannot be mapped: {os.strerror(code)}")
-    if flags & mmap.MAP_SHARED and _MADV_DONTFORK:
-        _libc.madvise(address, nbytes, _MADV_DONTFORK)
-    pages = (ctypes.c_ubyte * nbytes).from_address(address)
-    # Not at the interpreter's exit: objects that lie in the map may outlive the call.
-    weakref.finalize(pages, _unmap, address, nbytes, on_unmapped).atexit = False
-    return memoryview(pages).cast("B")
-
-
-def _unmap(address: int, nbytes: int, on_unmapped: Callable[[], object] | None) -> None:
-    _libc.munmap(address, nbytes)
-    if on_unmapped is not None:
-        on_unmapped()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.errors import SettingError, StoreFull, ValueLost
+from cluster.storage.openings import open_segment
 from cluster.storage.segments import WRITE_STEP_BYTES, SegmentDirectory, lies_in_memory
 from cluster.units import format_bytes
 from cluster.wire.checksums import Checksum
@@ -114,7 +115,7 @@ def check_file(directory: SegmentDirectory, path: str, nbytes: int, checksum: in
 def _pieces(path: str, nbytes: int) -> Iterator[memoryview]:
     """A file's bytes, read into one buffer and not mapped: a map would count as this process's memory."""
     try:
-        source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        source = open_segment(path)
     except FileNotFoundError as error:
         raise ValueLost("its file is gone") from error
     buffer = memoryview(bytearray(min(nbytes, WRITE_STEP_BYTES)))

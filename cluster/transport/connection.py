@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from cluster.errors import ClusterError, ConnectionLost, HandshakeFailed, ProtocolError
@@ -351,27 +351,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._outgoing is not None and not self.closed:
             self._outgoing.put(data)
 
-    def send_raw(self, buffers: Iterable[bytes | memoryview], done: Callable[[], None] | None = None) -> None:
-        """Send raw bytes behind the message that announced them, without a copy; `done` is called when all have gone.
-
-        The buffers must not change before that. If the connection ends first, `done` is not called.
-        """
-        if self._outgoing is not None and not self.closed:
-            self._outgoing.put_raw(buffers, done)
-
-    def send_file(
-        self, path: str, nbytes: int, done: Callable[[], None] | None = None, *, by_system_call: bool = True
-    ) -> None:
-        """Send a file's first `nbytes` bytes behind the message that announced them; `done` as in `send_raw`.
-
-        The file is opened now (OSError if it cannot be) and may be removed at once. `by_system_call`: by `sendfile`
-        where there is one; else by reading and writing it in pieces.
-        """
-        if self._outgoing is not None and not self.closed:
-            self._outgoing.put_file(path, nbytes, done, by_system_call)
-
     def send_descriptor(self, descriptor: int, offset: int, nbytes: int, *, by_system_call: bool = True) -> None:
-        """Send some bytes of an open file behind the message that announced them. The connection closes it."""
+        """Send some bytes of an open file behind the message that announced them. The connection closes it.
+
+        `by_system_call`: by `sendfile` where there is one; else by reading and writing it in pieces.
+        """
         if self._outgoing is not None and not self.closed:
             self._outgoing.put_descriptor(descriptor, offset, nbytes, by_system_call)
         else:

@@ -1,11 +1,11 @@
-"""What waits to be sent on a connection: messages, raw bytes and files, in order, counted and bounded."""
+"""What waits to be sent on a connection: messages and files, in order, counted and bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from cluster.transport.steps import SendingStep
@@ -36,7 +36,7 @@ class _FilePart:
         self.remaining_bytes = remaining_bytes
 
 
-_Item: TypeAlias = "bytes | memoryview | _FilePart | Callable[[], None]"
+_Item: TypeAlias = "bytes | _FilePart"
 
 
 class Outgoing:
@@ -66,8 +66,7 @@ class Outgoing:
         self._fail = fail
         self._relieved = relieved
         self._emptied = emptied
-        # In order: bytes of messages, raw views, files, and callbacks that are due when all before them has gone.
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[_Item] = deque()  # in order: bytes of messages, and files
         self._queued_bytes = 0
         self._queued_message_bytes = 0
         self._flush_scheduled = False
@@ -90,32 +89,12 @@ class Outgoing:
         if self._queued_message_bytes > UNSENT_LIMIT_BYTES and self._stalled is None:
             self._stalled = self._loop.call_later(UNSENT_LIMIT_SECONDS, self._peer_has_stalled)
 
-    def put_raw(self, buffers: Iterable[bytes | memoryview], done: Callable[[], None] | None) -> None:
-        """Queue raw bytes without copying them."""
-        for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            if len(view):
-                self._queue.append(view)
-                self._enqueued(len(view))
-        self._put_callback(done)
-
-    def put_file(self, path: str, nbytes: int, done: Callable[[], None] | None, by_system_call: bool = True) -> None:
-        """Open a file and queue its first bytes, to be sent by `sendfile` if that is wanted and there is one."""
-        if nbytes:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
-            self.put_descriptor(descriptor, 0, nbytes, by_system_call)
-        self._put_callback(done)
-
     def put_descriptor(self, descriptor: int, offset: int, nbytes: int, by_system_call: bool = True) -> None:
-        """Queue some bytes of an open file; the descriptor is closed when they have gone."""
+        """Queue some bytes of an open file, to be sent by `sendfile` if that is wanted and there is one; the descriptor
+        is closed when they have gone."""
         by_system_call = by_system_call and hasattr(os, "sendfile") and not self._encrypts
         self._queue.append(_FilePart(descriptor, offset, nbytes, by_system_call))
         self._enqueued(nbytes)
-
-    def _put_callback(self, done: Callable[[], None] | None) -> None:
-        if done is not None:
-            self._queue.append(done)
-            self._enqueued(0)
 
     def _enqueued(self, nbytes: int) -> None:
         self._queued_bytes += nbytes
@@ -152,16 +131,10 @@ class Outgoing:
             item = queue[0]
             if isinstance(item, bytes):
                 sent = self._write_messages()
-            elif isinstance(item, memoryview):
-                sent = self._write_view(item)
-            elif isinstance(item, _FilePart):
+            else:
                 sent = self._write_file(item)
                 if not sent:
                     break
-            else:
-                queue.popleft()
-                item()
-                continue
             budget_bytes -= sent
             self._queued_bytes -= sent
         if not self._ended:
@@ -188,15 +161,6 @@ class Outgoing:
         self._queued_message_bytes -= size
         self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         return size
-
-    def _write_view(self, view: memoryview) -> int:
-        piece = view[:_STEP_BYTES]
-        if len(piece) == len(view):
-            self._queue.popleft()
-        else:
-            self._queue[0] = view[len(piece) :]
-        self._transport.write(piece)
-        return len(piece)
 
     def _write_file(self, part: _FilePart) -> int:
         """Send a piece of the file; 0 when the socket takes nothing now."""

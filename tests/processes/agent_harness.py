@@ -175,7 +175,7 @@ class Peer:
         def send() -> None:
             self.connection.send(messages.PutValue(row, attempt, len(data), data if small else b""))
             if not small:
-                self.connection.send_raw([data])
+                self.connection.send_encoded(data)
 
         self._loop.call_soon_threadsafe(send)
         message, _ = self._answers.get(timeout=DEADLINE_SECONDS)

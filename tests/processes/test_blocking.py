@@ -57,7 +57,7 @@ def test_a_blocking_client_reads_raw_bytes_to_their_place() -> None:
     def answer(connection: Connection, message: Any) -> None:
         for size in (3, len(data)):
             connection.send(messages.ValueStream(1, 2, 3, size))
-            connection.send_raw([data[:size]])
+            connection.send_encoded(data[:size])
         connection.send(BYE)
 
     def work(client: BlockingConnection) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from cluster.client.own_segments import OfferedBytes, OwnSegments
 from cluster.daemon.agent_hosts import PeerHosts
 from cluster.daemon.agent_store import Store
 from cluster.errors import StoreFull, ValueLost
+from cluster.storage.maps import map_segment
 from cluster.storage.probes import make_probe, read_probe
-from cluster.storage.segments import map_segment
 from cluster.transport.blocking import BlockingConnection
 from cluster.wire import messages
 from cluster.wire.arguments import ArgumentChanged
@@ -122,6 +123,49 @@ def test_a_segment_whose_name_an_agent_has_but_not_linked_yet_is_not_written_to(
         segments.let_go(1)
         with segments.holding(2, offered(count_from(1))) as other:
             assert other != name
+
+
+def test_nobody_waits_for_a_value_that_is_being_written_but_who_writes_another(
+    segments: OwnSegments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def check(checksum: int) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(own_segments, "IDLE_SECONDS", -1.0)
+    names: list[str] = []
+
+    def hand_over() -> None:
+        with segments.holding(1, OfferedBytes(dumps(count_from(5)), check)) as name:
+            names.append(name)
+            assert np.array_equal(read(f"{own_path(segments)}/{name}"), count_from(5))
+
+    writer = threading.Thread(target=hand_over)
+    writer.start()
+    assert begun.wait(10)
+    segments.let_go(1)
+    segments.look()
+    assert segments.keeps_any, "what is being written is not idle"
+    go_on.set()
+    writer.join(10)
+    assert names
+    segments.look()
+    assert not segments.keeps_any
+
+
+def test_what_could_not_be_written_is_used_for_another(segments: OwnSegments) -> None:
+    def changed(checksum: int) -> None:
+        raise ArgumentChanged("x")
+
+    with pytest.raises(ArgumentChanged), segments.holding(1, OfferedBytes(dumps(count_from(0)), changed)):
+        raise AssertionError("it was handed over")
+    if not segments._recycles:
+        assert not segments.keeps_any
+        return
+    [kept] = segments._kept
+    assert os.path.samestat(os.stat(write(segments, 1, count_from(1))), os.fstat(kept.descriptor))
 
 
 def test_what_is_of_no_use_goes_back_after_a_while(
@@ -415,7 +459,7 @@ def test_a_worker_that_is_killed_costs_the_client_nothing() -> None:
 
 @shared
 def test_where_the_client_finds_no_room_the_argument_is_sent(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: OwnSegments, nbytes: int) -> Any:
+    def full(self: OwnSegments, number: int, nbytes: int) -> Any:
         raise StoreFull("no room")
 
     monkeypatch.setattr(OwnSegments, "_create", full)

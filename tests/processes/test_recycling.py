@@ -22,8 +22,9 @@ from cluster.daemon.agent_peers import PeerServer
 from cluster.daemon.agent_store import BY_PATH, Store
 from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter, send_descriptor
 from cluster.errors import ValueLost
+from cluster.storage.maps import map_segment, map_to_write
 from cluster.storage.segment_book import class_of, whole_pages
-from cluster.storage.segments import SegmentDirectory, map_segment, map_to_write, write_encoded
+from cluster.storage.segments import SegmentDirectory, write_encoded
 from cluster.wire import messages
 from cluster.wire.payload import dumps, loads
 from cluster.worker import events
@@ -409,8 +410,9 @@ class SlowPeer:
         self.files: list[bytes] = []
         self.send = self.sent.append
 
-    def send_file(self, path: str, nbytes: int, *, by_system_call: bool) -> None:
-        self.files.append(Path(path).read_bytes()[:nbytes])
+    def send_descriptor(self, descriptor: int, offset: int, nbytes: int, *, by_system_call: bool) -> None:
+        self.files.append(os.pread(descriptor, nbytes, offset))
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize("nbytes", [MIB, 2 * MIB])  # in its message, and as a stream
@@ -445,7 +447,7 @@ def test_an_answer_that_waited_never_holds_another_value(nbytes: int) -> None:
 # ----------------------------------------------------------------------- on real daemons
 
 
-KEPT = 100_000  # numbers in an array: a segment of 800 kB
+KEPT = 200_000  # numbers in an array: a segment of 1.6 MB, of which slots keep maps
 
 
 def numbers(first: int) -> np.ndarray[Any, Any]:

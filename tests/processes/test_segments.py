@@ -18,7 +18,8 @@ import pytest
 
 from cluster.errors import SettingError, StoreFull, ValueLost
 from cluster.storage import segments
-from cluster.storage.segments import SegmentDirectory, map_segment, remove_if_dead, sweep, write_encoded
+from cluster.storage.maps import map_segment
+from cluster.storage.segments import SegmentDirectory, remove_if_dead, sweep, write_encoded
 from cluster.wire.payload import dumps, loads
 
 HOLDER = textwrap.dedent(
@@ -83,21 +84,25 @@ def test_a_value_of_very_many_parts_is_written_whole(parent: Path) -> None:
         assert all((one == other).all() for one, other in zip(back, value, strict=True))
 
 
+def maps_of_this_process() -> str:
+    return Path("/proc/self/maps").read_text()
+
+
 def test_a_mapped_value_outlives_its_file_and_is_unmapped_with_its_last_view(parent: Path) -> None:
-    unmapped: list[bool] = []
     with SegmentDirectory(parent, "agent") as directory:
         path, nbytes = stored(directory, np.arange(100_000))
-        array = loads(map_segment(path, nbytes, on_unmapped=lambda: unmapped.append(True)))
+        array = loads(map_segment(path, nbytes))
+        assert path in maps_of_this_process()
         directory.remove(path)
         assert not os.path.exists(path)
         part = array[5:10]
         del array
         gc.collect()
         assert part.tolist() == [5, 6, 7, 8, 9]
-        assert not unmapped
+        assert path in maps_of_this_process()
         del part
         gc.collect()
-        assert unmapped == [True]
+        assert path not in maps_of_this_process()
 
 
 def test_mapping_thousands_takes_no_descriptors(parent: Path) -> None:
@@ -115,7 +120,8 @@ def test_a_map_that_lives_until_the_process_exits_does_no_harm(parent: Path) -> 
         import sys, atexit
         import numpy as np
         from pathlib import Path
-        from cluster.storage.segments import SegmentDirectory, map_segment, write_encoded
+        from cluster.storage.maps import map_segment
+        from cluster.storage.segments import SegmentDirectory, write_encoded
         from cluster.wire.payload import dumps, loads
         directory = SegmentDirectory(Path(sys.argv[1]), "agent")
         encoded = dumps(np.arange(100_000))
@@ -363,7 +369,8 @@ FULL_TMPFS = textwrap.dedent(
     import os, sys
     from pathlib import Path
     from cluster.errors import StoreFull
-    from cluster.storage.segments import SegmentDirectory, map_segment, write_encoded
+    from cluster.storage.maps import map_segment
+    from cluster.storage.segments import SegmentDirectory, write_encoded
     from cluster.wire.payload import dumps, loads
 
     with SegmentDirectory(Path(sys.argv[1]), "agent", fast_paths=sys.argv[2] == "True") as directory:

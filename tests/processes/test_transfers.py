@@ -65,7 +65,7 @@ class Holder:
     def give(self, connection: Connection, piece: messages.GetPiece) -> None:
         data = VALUE[piece.offset : piece.offset + piece.nbytes]
         connection.send(messages.ValuePiece(*piece, checksum(data)))
-        connection.send_raw([data])
+        connection.send_encoded(bytes(data))
 
 
 def well(holder: Holder, connection: Connection, piece: messages.GetPiece) -> None:
@@ -178,7 +178,7 @@ def test_a_value_that_comes_slowly_is_waited_for_however_long_it_takes(
         connection.send(messages.ValuePiece(*piece, checksum(VALUE[:PIECE_BYTES])))
 
         def send(start: int) -> None:
-            connection.send_raw([VALUE[start : start + share]])
+            connection.send_encoded(VALUE[start : start + share])
             if start + share < PIECE_BYTES:
                 asyncio.get_running_loop().call_later(0.3, send, start + share)
             else:
@@ -240,7 +240,7 @@ def test_a_piece_that_comes_damaged_is_thrown_away_and_said(tmp_path: Path) -> N
         if piece.offset == PIECE_BYTES and holder.asked.count(PIECE_BYTES) == 1:
             data[12345] ^= 1
         connection.send(messages.ValuePiece(*piece, said))
-        connection.send_raw([data])
+        connection.send_encoded(bytes(data))
 
     async def scenario(receiver: Receiver, holders: list[Holder]) -> None:
         receiver.fetch(holders[0])
@@ -259,7 +259,7 @@ def test_a_piece_that_comes_damaged_is_thrown_away_and_said(tmp_path: Path) -> N
 def test_an_agent_that_sends_something_else_is_given_up(tmp_path: Path, change: dict[str, int]) -> None:
     def other(holder: Holder, connection: Connection, piece: messages.GetPiece) -> None:
         connection.send(messages.ValuePiece(*piece, 0)._replace(**change))
-        connection.send_raw([bytes(1000)])
+        connection.send_encoded(bytes(1000))
 
     async def scenario(receiver: Receiver, holders: list[Holder]) -> None:
         receiver.fetch(holders[0])
@@ -300,7 +300,7 @@ def test_whatever_an_agent_of_this_host_says_in_the_place_of_a_segment_the_value
 
 def test_an_agent_that_sends_garbage_is_given_up(tmp_path: Path) -> None:
     def garbage(holder: Holder, connection: Connection, piece: messages.GetPiece) -> None:
-        connection.send_raw([b"\xff" * 100])
+        connection.send_encoded(b"\xff" * 100)
 
     async def scenario(receiver: Receiver, holders: list[Holder]) -> None:
         receiver.fetch(holders[0])
@@ -315,7 +315,7 @@ def test_an_agent_that_falls_silent_half_way_is_given_up(tmp_path: Path, monkeyp
     def half(holder: Holder, connection: Connection, piece: messages.GetPiece) -> None:
         if not piece.offset:
             connection.send(messages.ValuePiece(*piece, 0))
-            connection.send_raw([bytes(1000)])
+            connection.send_encoded(bytes(1000))
 
     async def scenario(receiver: Receiver, holders: list[Holder]) -> None:
         receiver.fetch(holders[0])

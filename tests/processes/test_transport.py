@@ -132,16 +132,14 @@ def test_raw_bytes_go_to_their_place_and_the_messages_behind_them_follow(nbytes:
                     receiver.receive_raw(view, done)
 
         there.answer = receive
-        sent: list[bool] = []
         for _ in range(2):
             connection.send(messages.PutValue(1, 2, nbytes, b""))
-            connection.send_raw([data[:7], memoryview(data)[7:]], lambda: sent.append(True))
+            connection.send_encoded(data)
             connection.send(messages.Heartbeat())
         await there.until(lambda: len(there.messages) == 4)
         assert [type(message) for message in there.messages] == [messages.PutValue, messages.Heartbeat] * 2
         assert len(targets) == 2
         assert way == "thrown away" or targets == [data, data]
-        assert sent == [True, True]
 
     run_pair(scenario)
 
@@ -173,6 +171,10 @@ def test_a_place_of_the_wrong_size_is_refused() -> None:
     run_pair(scenario)
 
 
+def opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 @pytest.mark.parametrize("way", ["sendfile", "no sendfile here", "not wanted"])
 def test_a_file_is_sent_although_it_is_removed_meanwhile(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,7 +188,6 @@ def test_a_file_is_sent_although_it_is_removed_meanwhile(
 
     async def scenario(listener: Listener, there: Peer, connection: Connection, here: Peer) -> None:
         target = bytearray(len(data))
-        done = asyncio.Event()
         there.answer = lambda receiver, message: (
             receiver.receive_raw(memoryview(target), lambda: None)
             if isinstance(message, messages.ValueStream)
@@ -194,11 +195,10 @@ def test_a_file_is_sent_although_it_is_removed_meanwhile(
         )
         connection.send(messages.ValueStream(1, 2, 3, len(data)))
         wanted = way != "not wanted"
-        connection.send_file(str(tmp_path / "value"), len(data), done.set, by_system_call=wanted)
+        connection.send_descriptor(opened(tmp_path / "value"), 0, len(data), by_system_call=wanted)
         connection.send(messages.Heartbeat())
         (tmp_path / "value").unlink()
         await there.until(lambda: len(there.messages) == 2)
-        await asyncio.wait_for(done.wait(), 10)
         assert target == data
 
     run_pair(scenario)
@@ -210,7 +210,7 @@ def test_a_file_shorter_than_announced_ends_the_connection(tmp_path: Path) -> No
     async def scenario(listener: Listener, there: Peer, connection: Connection, here: Peer) -> None:
         there.answer = lambda receiver, message: receiver.receive_raw(None, lambda: None)
         connection.send(messages.ValueStream(1, 2, 3, 1000))
-        connection.send_file(str(tmp_path / "value"), 1000)
+        connection.send_descriptor(opened(tmp_path / "value"), 0, 1000)
         await here.until(lambda: bool(here.closed))
         assert "shorter than announced" in here.closed[0][1]
 
@@ -237,7 +237,7 @@ def test_both_sides_may_send_much_at_the_same_time(tmp_path: Path) -> None:
         here.answer, there.answer = receive_into(targets[0]), receive_into(targets[1])
         for end in (connection, there.connections[0]):
             end.send(messages.ValueStream(1, 2, 3, len(data)))
-            end.send_file(str(tmp_path / "value"), len(data))
+            end.send_descriptor(opened(tmp_path / "value"), 0, len(data))
         await asyncio.wait_for(both_arrived.wait(), 20)
         digest = hashlib.sha256(data).digest()
         assert [hashlib.sha256(target).digest() for target in targets] == [digest, digest]
@@ -365,7 +365,8 @@ def test_a_peer_that_goes_while_more_is_written_is_lost_once() -> None:
 
         transport, _ = await loop.create_connection(Sender, sock=here)
         sending = outgoing.Outgoing(transport, fail=faults.append, relieved=lambda: None, emptied=lambda: None)
-        sending.put_raw([memoryview(bytes(1 << 20))] * 4, None)
+        for _ in range(4):
+            sending.put(bytes(1 << 20))
         while there.fileno() >= 0:
             with contextlib.suppress(BlockingIOError):
                 there.recv(1 << 20)

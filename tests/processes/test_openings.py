@@ -1,7 +1,8 @@
-"""What the kernel says of who has a file open: recycling rests on it."""
+"""What locks say of who has a segment open: recycling rests on it."""
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import signal
@@ -17,8 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import ValueLost
-from cluster.storage.leases import is_open_elsewhere, leases_tell
-from cluster.storage.segments import map_segment, map_to_write
+from cluster.storage.maps import map_segment, map_to_write
+from cluster.storage.openings import is_open_elsewhere, locks_tell, open_segment
 
 BYTES = 64 * 1024
 
@@ -41,10 +42,10 @@ def owner(path: Path) -> Iterator[int]:
 def own_shared_memory(surroundings: object) -> Iterator[Path]:
     directory = Path(os.environ["CLUSTER__SHARED_MEMORY_DIRECTORY"])
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    tells = leases_tell(descriptor)
+    tells = locks_tell(descriptor)
     os.close(descriptor)
     if not tells:
-        pytest.skip("no leases here, so nothing is recycled")
+        pytest.skip("no such locks here, so nothing is recycled")
     yield directory
     (directory / "segment").unlink(missing_ok=True)
 
@@ -56,7 +57,7 @@ def test_the_probe_leaves_nothing(own_shared_memory: Path) -> None:
 def test_any_other_opening_is_seen(owner: int, path: Path) -> None:
     assert not is_open_elsewhere(owner)
     for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY):
-        other = os.open(path, flags)
+        other = open_segment(str(path), flags)
         assert is_open_elsewhere(owner)
         os.close(other)
         assert not is_open_elsewhere(owner)
@@ -127,7 +128,7 @@ def test_a_descriptor_that_was_passed_to_another_process_and_mapped_there_does_n
     ours, theirs = socket.socketpair()
     program = textwrap.dedent(f"""
         import mmap, os, socket, sys
-        from cluster.storage.segments import map_to_write
+        from cluster.storage.maps import map_to_write
         connected = socket.socket(fileno=int(sys.argv[1]))
         _, [descriptor], _, _ = socket.recv_fds(connected, 1, 1)
         mapped = map_to_write(descriptor, 2 * {BYTES})
@@ -167,14 +168,15 @@ def test_a_child_does_not_have_what_is_mapped_to_write(owner: int) -> None:
     assert mapped[0] == 0
 
 
-def test_a_process_that_opens_the_file_while_it_is_asked_harms_nobody(owner: int, path: Path) -> None:
-    """The kernel tells who holds a lease of whoever opens the file, by a signal that would end this process."""
-    program = f"""
-import os, sys
-print(flush=True)
-for _ in range(20_000):
-    os.close(os.open({str(path)!r}, os.O_RDONLY))
-"""
+def test_a_reader_waits_for_an_owner_who_is_just_asking(owner: int, path: Path) -> None:
+    """Both have what they want, however often they meet."""
+    program = textwrap.dedent(f"""
+        import os
+        from cluster.storage.openings import open_segment
+        print(flush=True)
+        for _ in range(20_000):
+            os.close(open_segment({str(path)!r}))
+    """)
     seen = {True: 0, False: 0}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as opener:
         assert opener.stdout is not None
@@ -193,7 +195,7 @@ def test_pages_that_sendfile_has_queued_are_no_map_and_change_with_the_file(owne
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
         receiver, _ = server.accept()
         with receiver:
-            reader = os.open(path, os.O_RDONLY)
+            reader = open_segment(str(path))
             sent = os.sendfile(sender.fileno(), reader, 0, BYTES)
             os.close(reader)
             assert not is_open_elsewhere(owner)
@@ -208,7 +210,7 @@ def test_whoever_opened_it_before_it_was_renamed_is_seen_and_who_opens_it_later_
     program = textwrap.dedent(f"""
         import sys
         from cluster.errors import ValueLost
-        from cluster.storage.segments import map_segment
+        from cluster.storage.maps import map_segment
         mapped = lost = 0
         print(flush=True)
         while mapped + lost < 20_000:
@@ -242,13 +244,20 @@ def test_whoever_opened_it_before_it_was_renamed_is_seen_and_who_opens_it_later_
     assert all(int(count) > 100 for count in counts)
 
 
-def test_where_leases_do_not_exist_the_probe_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def without_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+
+def test_where_there_are_no_locks_files_can_be_opened_and_the_probe_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        monkeypatch.setattr("cluster.storage.leases._SET_LEASE", None)
-        assert not leases_tell(descriptor)
-        monkeypatch.setattr("cluster.storage.leases._SET_LEASE", 9999)  # EINVAL, as a file system without leases says
-        assert not leases_tell(descriptor)
+        monkeypatch.setattr("cluster.storage.openings.fcntl.flock", without_locks)
+        assert not locks_tell(descriptor)
+        assert bytes(map_segment(str(tmp_path / "file"), 5)) == b"12345"
+        (tmp_path / "file").unlink()
         assert list(tmp_path.iterdir()) == []
     finally:
         os.close(descriptor)
@@ -258,8 +267,8 @@ def test_a_kernel_that_does_not_see_maps_is_found_out(monkeypatch: pytest.Monkey
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for blind in (lambda _: False, lambda _: True):
-            monkeypatch.setattr("cluster.storage.leases.is_open_elsewhere", blind)
-            assert not leases_tell(descriptor)
+            monkeypatch.setattr("cluster.storage.openings.is_open_elsewhere", blind)
+            assert not locks_tell(descriptor)
     finally:
         os.close(descriptor)
 
@@ -267,7 +276,7 @@ def test_a_kernel_that_does_not_see_maps_is_found_out(monkeypatch: pytest.Monkey
 def test_a_reader_that_has_opened_a_segment_looks_whether_it_still_has_its_name(
     owner: int, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel finds a file by its name before it counts it as open; the owner may come in between."""
+    """A reader finds a file by its name before it has locked it; the owner may come in between."""
 
     def open_late(name: str, flags: int) -> int:
         descriptor = os.open(name, flags)
@@ -275,7 +284,7 @@ def test_a_reader_that_has_opened_a_segment_looks_whether_it_still_has_its_name(
         return descriptor
 
     with monkeypatch.context() as patched, pytest.raises(ValueLost, match="is gone"):
-        patched.setattr("cluster.storage.segments.os", SimpleNamespace(**{**vars(os), "open": open_late}))
+        patched.setattr("cluster.storage.openings.os", SimpleNamespace(**{**vars(os), "open": open_late}))
         map_segment(str(path), BYTES)
     path.with_name("free").rename(path)
     assert not is_open_elsewhere(owner)
