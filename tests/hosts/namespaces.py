@@ -86,11 +86,15 @@ class Network:
         """Undo `cut`."""
         self._order(f"join {number}")
 
+    def impair(self, number: int, *how: str) -> None:
+        """Have the kernel treat what reaches that host so, in the words of `tc`'s netem; OSError if it cannot."""
+        self._order(f"impair {number} {' '.join(how)}")
+
     def _order(self, line: str) -> None:
         _pipe(self._switch.stdin).write(line + "\n")
         _pipe(self._switch.stdin).flush()
-        if self._read() != line:
-            raise OSError(f"the switch did not {line}")
+        if (said := self._read()) != line:
+            raise OSError(f"the switch did not {line}: {said}")
 
     def _read(self) -> str:
         return _pipe(self._switch.stdout).readline().strip()

@@ -1,7 +1,8 @@
 """A bridge and the hosts on it, made in namespaces of their own; they end when this process's input does.
 
 Started by `namespaces.py`: `python -m tests.hosts.switch COUNT`. Each host's holder prints the host's
-number and its own process when all is there, in any order; then lines are obeyed: "cut 2", "join 2".
+number and its own process when all is there, in any order; then lines are obeyed: "cut 2", "join 2", and "impair 2
+delay 20ms loss 1%", which the kernel does to all that reaches host 2. A line is printed again when it was obeyed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 from typing import Final
 
@@ -72,6 +74,16 @@ def _hold_host() -> tuple[int, int]:
     os._exit(1)
 
 
+def _impair(name: str, how: list[str]) -> str:
+    """Have the kernel delay and lose what leaves by a link (netem); why that cannot be, or nothing."""
+    try:
+        command = ["tc", "qdisc", "add", "dev", name, "root", "netem", *how]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "there is no tc here"
+    return " ".join(done.stderr.split())
+
+
 def main(count: int) -> None:
     """Make the hosts, say who holds them, and obey."""
     _leave_for_own_namespaces()
@@ -85,7 +97,10 @@ def main(count: int) -> None:
         netlink.up(f"port{number}")
         os.write(link, str(number).encode())
     for line in sys.stdin:
-        order, number = line.split()
+        order, number, *how = line.split()
+        if order == "impair":
+            print(_impair(f"port{number}", how) or line.strip(), flush=True)
+            continue
         netlink.attach(f"port{number}", "bridge" if order == "join" else None)
         print(line, end="", flush=True)
     for holder, _ in holders:

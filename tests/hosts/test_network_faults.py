@@ -55,6 +55,18 @@ def test_with_delay_everything_works(cluster: ClusterOnHosts) -> None:
     cluster.run_program(WORK, "2")
 
 
+def test_with_packets_that_are_lost_late_and_out_of_order_everything_works(cluster: ClusterOnHosts) -> None:
+    try:
+        for host in (1, 2):
+            cluster.network.impair(host, "delay", "20ms", "5ms", "loss", "1%", "reorder", "10%")
+    except OSError as error:
+        pytest.skip(f"the kernel impairs no links here, and the relay alone delays, stalls, cuts and corrupts: {error}")
+    cluster.start_scheduler()
+    cluster.start_workers(1, 2)
+    cluster.run_program(WORK, "2")
+    cluster.start_program(ONE_VALUE_TAKEN_ELSEWHERE).wait_for("taken", 60)
+
+
 @pytest.mark.parametrize("protection", ["encrypted", "checksummed"])
 @pytest.mark.parametrize("order", ["cut 3000000", "corrupt 3000000"])
 def test_a_value_that_is_cut_or_changed_on_its_way_is_fetched_again(
