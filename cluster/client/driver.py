@@ -19,6 +19,7 @@ Locks, in the order in which they may be taken together:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -130,7 +131,7 @@ class Driver:
         self._leader_poll = select.poll()
         self._leader_poll.register(connection.fileno(), select.POLLIN)
         self._leader_poll.register(self._wake_leader.fileno(), select.POLLIN)
-        self._led_at = float("-inf")
+        self._led_at = -math.inf
         self._lead_began_at = float("-inf")
         self._background_rests = False  # so long that what is gathered must wake it
         self._background_gave_way = False  # to a leader, for so long that its end must wake it
@@ -229,6 +230,12 @@ class Driver:
             with self.lock:
                 self._background_rests = False
                 self._wake_background.set()
+
+    def read_soon(self) -> None:
+        """Orders are about to come while nobody waits for anything: the background thread does not rest now."""
+        if self._led_at > -math.inf and not self._leading.locked():
+            self._led_at = -math.inf
+            self._wake_background.set()
 
     def _collect(self) -> None:
         session = self.session

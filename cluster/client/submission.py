@@ -217,6 +217,7 @@ class Submission:
         number = self._offered_by_identity.get(identity)
         if number is None or not self._session.refer(number):
             number = self.offer([argument], [argument.nbytes], [[]], "demand", [])
+            self._driver.read_soon()
             self._offered_by_identity[identity] = number
         return number
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster import Client, LocalCluster
+from cluster.client import driver
 from cluster.errors import ClusterError, ValueLost
 from tests.processes.whole_cluster import Gate, until, wait_at
 
@@ -122,3 +123,16 @@ def test_scattering_to_a_worker_that_is_not_there_is_an_error_and_keeps_nothing(
 def test_scattering_where_no_worker_is_returns_at_once() -> None:
     with LocalCluster(n_workers=0) as cluster, Client(cluster) as client:
         assert client.scatter(1, broadcast=True).result(10) == 1
+
+
+def test_it_is_sent_at_once_though_nobody_waits_and_somebody_just_did(
+    local_cluster: LocalCluster, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread rests a while after somebody has waited; orders to send arguments are no time to rest."""
+    monkeypatch.setattr(driver, "PARKED_SECONDS", 1000.0)
+    with Client(local_cluster) as client:
+        assert client.submit(abs, -1).result(10) == 1
+        future = client.submit(wait_at, gate.path, np.zeros(SIZE))
+        gate.wait_until_reached()
+        gate.open()
+        assert len(future.result(10)) == SIZE
