@@ -7,7 +7,6 @@ Each message that arrives goes into `Scheduler.handle`, and what comes out is se
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cluster.config import Settings
 from cluster.daemon.announcing import announced_host, announcement
+from cluster.daemon.garbage import collect_seldom
 from cluster.daemon.relays import Relays
 from cluster.errors import ClusterError
 from cluster.installed import installed_versions
@@ -102,9 +102,7 @@ class SchedulerDaemon:
             loop.add_signal_handler(number, self._ended.set)
         if options.parent is not None:
             loop.add_reader(options.parent, self._ended.set)
-        # What lives now lives for ever; collections need not look at it again, nor look often at large tables.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        collect_seldom()
         self._announce()
         await self._ended.wait()
         self._listener.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from itertools import pairwise
+from operator import sub
 from typing import Any
 
 from cluster.errors import ProtocolError
 from cluster.scheduler import holdings
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.continuing import extend_run, kept_options
 from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import Failure, Ledger
@@ -26,6 +28,7 @@ from cluster.scheduler.table import (
     GRANTED,
     KEPT,
     OWNER_WANTS,
+    READY,
     WAITING,
     Run,
 )
@@ -34,8 +37,7 @@ from cluster.wire import messages
 
 __all__ = ["ClientDesk"]
 
-_NOT_KEPT = frozenset(("awaited", "parent", "keep", "actor", "actor_call", "coroutine"))
-_NO_OPTIONS: dict[str, Any] = {}
+_UNFINISHED = frozenset((WAITING, READY, GRANTED))
 
 PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that died in silence is given up before
 
@@ -127,42 +129,39 @@ class ClientDesk:
         client.functions[message.function_id] = function
 
     def submit(self, client: ClientRecord, message: messages.Submit) -> None:
-        """A part of a batch."""
+        """A part of a batch: a run, or more rows of the run before it."""
         if not client.take_numbers(message.first, message.count):
             return
-        run = self._new_run(client, message)
-        table = self.ledger.table
-        start, stop = run.start, run.start + run.count
-        table.flags[start:stop] = bytes((OWNER_WANTS,)) * run.count
+        offsets, starts = _columns_of(message)
+        continued = extend_run(self.ledger, client, message, offsets, starts)
+        run = continued or self._new_run(client, message, offsets, starts)
+        table, count = self.ledger.table, message.count
+        stop = run.start + run.count
+        start = stop - count
+        table.flags[start:stop] = bytes((OWNER_WANTS,)) * count
         keep = bool(message.options.get("keep"))
-        table.holds[start:stop] = array("i", (2 if keep else 1,)) * run.count
+        table.holds[start:stop] = array("i", (2 if keep else 1,)) * count
         if keep:
-            table.flags[start:stop] = bytes((OWNER_WANTS | KEPT,)) * run.count
+            table.flags[start:stop] = bytes((OWNER_WANTS | KEPT,)) * count
         if message.dependencies:
-            table.state[start:stop] = bytes((WAITING,)) * run.count  # a task may take the one before it in its part
-            self._link(client, run, message)
+            table.state[start:stop] = bytes((WAITING,)) * count  # a task may take the one before it in its part
+            if continued is None:
+                self._link_new(client, run, message)
+            else:
+                self._link(run, start)
         else:
             owner = NOBODY
             if message.options.get("allow_other_workers"):
                 owner = home(self.ledger, start, run)
             self.ledger.make_ready(run, owner, start, stop)
 
-    def _new_run(self, client: ClientRecord, message: messages.Submit) -> Run:
+    def _new_run(
+        self, client: ClientRecord, message: messages.Submit, offsets: array[int] | None, starts: array[int] | None
+    ) -> Run:
         function = client.functions.get(message.function_id)
         if function is None:
             raise ProtocolError(f"tasks of {message.label!r} name a function that was never defined")
-        count = message.count
-        offsets = None
-        if message.offsets:
-            offsets = array("I", message.offsets)
-            if len(offsets) != count + 1 or offsets[-1] != len(message.blob):
-                raise ProtocolError(f"the arguments of {message.label!r} do not fit their offsets")
-        starts = None
-        if message.dependency_starts:
-            starts = array("I", message.dependency_starts)
-            if len(starts) != count + 1 or 8 * starts[-1] != len(message.dependencies):
-                raise ProtocolError(f"the inputs of {message.label!r} do not fit their index")
-        run = self.ledger.table.allocate(count, client, message.first)
+        run = self.ledger.table.allocate(message.count, client, message.first)
         client.add_run(run)
         function.users += 1
         run.submitted_at = self.ledger.now
@@ -171,14 +170,14 @@ class ClientDesk:
         run.output_sizes = function.output_sizes.of(message.label)
         run.memory_bytes = max(0, int(message.options.get("memory_bytes", 0)))
         run.batch = message.batch
-        # Most runs have no option but this one, and a dict for each would be their largest part.
-        run.options = message.options if message.options.keys() - _NOT_KEPT else _NO_OPTIONS
+        run.options = kept_options(message.options)
         run.priority = int(message.options.get("priority", 0))
         run.awaited = bool(message.options.get("awaited"))
         run.arguments = message.arguments
         run.offsets = offsets
         run.blob = message.blob
-        client.argument_bytes += len(run.blob)
+        run.untaken_bytes = len(message.blob)
+        client.argument_bytes += len(message.blob)
         run.dependency_starts = starts
         self.ledger.enter_lane(run, client, message.options)
         if "actor" in message.options:
@@ -193,51 +192,48 @@ class ClientDesk:
             self.lifecycle.nesting.adopt(run, message.options["parent"])
         return run
 
-    def _link(self, client: ClientRecord, run: Run, message: messages.Submit) -> None:
-        """Turn the inputs' numbers into rows, and count what each task waits for."""
+    def _link_new(self, client: ClientRecord, run: Run, message: messages.Submit) -> None:
+        """Turn the inputs' numbers of a new run into rows, and link it to these."""
         table, lifecycle = self.ledger.table, self.lifecycle
-        sources = _rows_of(client, array("q", message.dependencies))
+        sources = client.rows_of(array("q", message.dependencies))
         if run.dependency_starts is None:
-            sources = array("q", (self._join(sources, run),)) * run.count
+            join = self._join(sources, run)
+            run.takes_join = join >= 0
+            sources = array("q", (join,)) * run.count
             run.dependency_starts = array("I", range(run.count + 1))
         run.dependencies = sources
-        orphans = self._set_orphans_apart(run) if -1 in sources else ()
-        run.depth = self._hold(run.dependencies)
-        starts, rows, add_edge = run.dependency_starts, run.dependencies, table.add_edge
+        orphans = self._set_orphans_apart(run) if -1 in sources else {}
+        run.depth = table.depth_above(run.dependencies)
         strangers = lifecycle.actors.enlist(run, orphans) if run.calls_actor else ()
-        for place in range(run.count):
-            row = run.start + place
-            for position in range(starts[place], starts[place + 1]):
-                add_edge(rows[position], row, run)
-            if row not in orphans and row not in strangers:
-                lifecycle.start_row(row, run)
+        self._link(run, run.start, orphans.keys() | strangers)
         for row in strangers:
             lifecycle.fail(row, self._no_actor(row))
         for row in orphans:
             table.state[row] = WAITING
             lifecycle.fail(row, self._orphaned(row))
 
+    def _link(self, run: Run, first: int, apart: Set[int] = frozenset()) -> None:
+        """Hold the inputs of a run's rows from `first` on, count what each waits for, and start them but for some."""
+        table = self.ledger.table
+        table.link(run, first)
+        starts, place = run.dependency_starts, first - run.start
+        assert starts is not None
+        if not apart and _UNFINISHED.issuperset(map(table.state.__getitem__, run.dependencies[starts[place] :])):
+            missing = array("i", map(sub, starts[place + 1 :], starts[place:]))
+            if 0 not in missing:
+                table.waiting[first : first + len(missing)] = missing
+                return
+        for row in range(first, run.start + run.count):
+            if row not in apart:
+                self.lifecycle.start_row(row, run)
+
     def _join(self, sources: array[int], run: Run) -> int:
         """The row of a join of these inputs; -1 when one of them is gone."""
         if -1 in sources:
             return -1
-        row = self.lifecycle.join(sources, self._hold(sources), run)
+        row = self.lifecycle.join(sources, run)
         self.lifecycle.start_row(row, self.ledger.run(row))
         return row
-
-    def _hold(self, sources: array[int]) -> int:
-        """Hold the inputs of unfinished tasks; the depth of these tasks."""
-        run_of, holds = self.ledger.table.run_of, self.ledger.table.holds
-        previous = None
-        depth = 0
-        for source in sources:
-            holds[source] += 1
-            run = run_of[source]
-            if run is not previous and run is not None:
-                previous = run
-                run.has_dependents = True
-                depth = max(depth, run.depth + 1)
-        return depth
 
     def _set_orphans_apart(self, run: Run) -> dict[int, None]:
         """The rows with an input that was released already. They are left without inputs."""
@@ -395,11 +391,15 @@ class ClientDesk:
         return -1 if client is None else client.row(reference[1])
 
 
-def _rows_of(client: ClientRecord, numbers: array[int]) -> array[int]:
-    """The rows of a client's numbers, -1 for what is gone. Inputs mostly lie in one run, which is then found once."""
-    run = client.run_with(min(numbers))
-    if run is not None and max(numbers) < run.first_number + run.count and run.live == run.count:
-        shift = run.start - run.first_number
-        return array("q", [number + shift for number in numbers])
-    row_of = client.row
-    return array("q", [row_of(number) for number in numbers])
+def _columns_of(message: messages.Submit) -> tuple[array[int] | None, array[int] | None]:
+    """Where each task's arguments begin, and its inputs; None if all have the whole blob, or no inputs of their own."""
+    offsets = starts = None
+    if message.offsets:
+        offsets = array("I", message.offsets)
+        if len(offsets) != message.count + 1 or offsets[-1] != len(message.blob):
+            raise ProtocolError(f"the arguments of {message.label!r} do not fit their offsets")
+    if message.dependency_starts:
+        starts = array("I", message.dependency_starts)
+        if len(starts) != message.count + 1 or 8 * starts[-1] != len(message.dependencies):
+            raise ProtocolError(f"the inputs of {message.label!r} do not fit their index")
+    return offsets, starts

@@ -121,6 +121,14 @@ class ClientRecord:
             return row if self._states[row] != FREE else -1
         return self.aliases.get(number, -1)
 
+    def rows_of(self, numbers: array[int]) -> array[int]:
+        """The rows of several, -1 for what is gone. Inputs mostly lie in one run, which is then found once."""
+        run = self.run_with(min(numbers))
+        if run is not None and max(numbers) < run.first_number + run.count and run.live == run.count:
+            shift = run.start - run.first_number
+            return array("q", [number + shift for number in numbers])
+        return array("q", map(self.row, numbers))
+
     def rows(self, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Known parts of a run of numbers, as `(number, row, count)`; unknown numbers are passed over."""
         number, stop = first, first + count

@@ -22,20 +22,18 @@ def home(ledger: Ledger, row: int, run: Run, latest: int = NOBODY) -> int:
         for worker in ledger.workers.values():
             if (worker.name in named or worker.address in named) and not worker.draining:
                 return worker.index
-    sources = table.inputs_of(row)
-    if sources:
-        holder = table.holder
-        first = holder[sources[0]]
-        if not table.replicas and all(holder[source] == first for source in sources):
-            return first
-    else:
-        return NOBODY
     held: dict[int, int] = {}
-    for source in sources:
-        nbytes = table.nbytes[source] + 1
-        for worker_index in table.holders(source):
-            held[worker_index] = held.get(worker_index, 0) + nbytes
+    holders, sizes, replicas = table.holder, table.nbytes, table.replicas
+    for source in table.inputs_of(row):
+        holder, nbytes = holders[source], sizes[source] + 1
+        held[holder] = held.get(holder, 0) + nbytes
+        if source in replicas:
+            for other in replicas[source]:
+                held[other] = held.get(other, 0) + nbytes
+    held.pop(NOBODY, None)  # what only a client has
     if not held:
         return NOBODY
+    if len(held) == 1:
+        return held.popitem()[0]
     nearest = max(held, key=lambda index: (held[index], -index))
     return latest if latest in held and held[nearest] <= SMALL_BYTES else nearest

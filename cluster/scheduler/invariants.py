@@ -557,7 +557,7 @@ def _check_clients(ledger: Ledger, live: list[int]) -> None:
         assert client.identity == identity, f"client {client.name} is listed under another identity"
         if client.connected:
             assert ledger.client_of_peer.get(client.peer) is client, f"client {client.name} has lost its connection"
-        waiting = sum(len(run.blob) - run.taken_bytes for run in client.all_runs())
+        waiting = sum(run.untaken_bytes for run in client.all_runs())
         assert client.argument_bytes == waiting, (
             f"client {client.name} counts {client.argument_bytes} bytes of arguments that wait, and has {waiting}"
         )

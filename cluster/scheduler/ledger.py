@@ -244,9 +244,11 @@ class Ledger:
         """So many rows of a run do not wait with their arguments any more: their client may send others."""
         if run.taken >= run.count:
             return
-        nbytes = -run.taken_bytes
-        run.taken = min(run.count, run.taken + rows)
-        nbytes += run.taken_bytes
+        untaken = run.count - run.taken
+        rows = min(rows, untaken)
+        nbytes = run.untaken_bytes * rows // untaken
+        run.taken += rows
+        run.untaken_bytes -= nbytes
         client = run.client
         client.argument_bytes -= nbytes
         client.taken_bytes += nbytes

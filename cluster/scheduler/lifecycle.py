@@ -31,6 +31,7 @@ from cluster.scheduler.lineage import Lineage
 from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.recomputing import cannot_recompute
+from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.table import (
     ABANDONED,
     DELIVERED,
@@ -118,17 +119,16 @@ class Lifecycle:
         else:
             self.ledger.make_ready(run, home(self.ledger, row, run), row, row + 1)
 
-    def join(self, sources: array[int], depth: int, run: Run) -> int:
-        """A row that stands for the inputs which all tasks of a run share; the inputs are held for it already."""
+    def join(self, sources: array[int], run: Run) -> int:
+        """A row that stands for the inputs which all tasks of a run share, and holds them."""
         table = self.ledger.table
         join = table.allocate(1, run.client, -1)
         join.is_join = True
         table.attempt[join.start] = 0  # no value has that name; the row's last value had the one that stands there
         join.label = run.label
-        join.depth = depth
+        join.depth = table.depth_above(sources)
         join.dependency_starts, join.dependencies = array("I", (0, len(sources))), sources
-        for source in sources:
-            table.add_edge(source, join.start, join)
+        table.link(join, join.start)
         return join.start
 
     def revive(self, row: int) -> None:
@@ -359,9 +359,23 @@ class Lifecycle:
         self.ledger.table.flags[row] &= ~(OWNER_WANTS | DELIVERED)
         self.unwant(row)
 
+    def let_go_plain(self, start: int, stop: int) -> bool:
+        """As `let_go` for consecutive rows, by columns; False, and nothing done, when one of them may be special."""
+        table, count = self.ledger.table, stop - start
+        flags = table.flags
+        wanted = flags.count(OWNER_WANTS, start, stop) + flags.count(OWNER_WANTS | DELIVERED, start, stop)
+        if wanted != count or self.ledger.contains or max(table.nbytes[start:stop]) > SMALL_BYTES:
+            return False
+        flags[start:stop] = bytes(count)
+        holds = array("i", [reasons - 1 for reasons in table.holds[start:stop]])
+        table.holds[start:stop] = holds
+        if 0 in holds:
+            self._unneeded.extend([row for row, reasons in enumerate(holds, start) if not reasons])
+        return True
+
     def unwant(self, row: int) -> None:
         """One client less wants the row."""
-        if self.ledger.table.state[row] != FINISHED and not self._has_sent_bytes(row):
+        if row in self.ledger.contains and self.ledger.table.state[row] != FINISHED and not self._has_sent_bytes(row):
             self._drop_contained(row)  # the value was lost, and that client had had the bytes
         self.unhold(row)
 
@@ -451,7 +465,7 @@ class Lifecycle:
             ledger.order_free(holder, attempt, row, end - row)
             ledger.count_out(holder, sum(table.nbytes[row:end]), end - row)
             row = end
-        if table.free_plain(run, start, stop):
+        if table.free_rows(run, start, stop):
             self._forget_run(run)
         return True
 

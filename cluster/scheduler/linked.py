@@ -35,6 +35,7 @@ from cluster.scheduler.workers import WorkerRecord
 __all__ = ["LinkedRows"]
 
 ROW_IN_INPUTS = 8  # to leave so many inputs takes as long as to forget a row does otherwise
+SPAN_LEAST = 1024  # a span may cost so much, however little of a limit is left: what follows from it comes in spans too
 
 
 class LinkedRows:
@@ -180,10 +181,20 @@ class LinkedRows:
             return limit
         state, holds, heirs, run_of = table.state, table.holds, table.heirs, table.run_of
         freed, lineage = _Freed(ledger), self._lineage
+        apart = 0  # so many rows are looked at one by one
         while unneeded and limit > 0:
             row = unneeded[-1]
             row_state = state[row]
             run = run_of[row]
+            if apart:
+                apart -= 1
+            elif run is not None and not run.offered and not run.is_join:
+                count = self._neighbours(max(limit, SPAN_LEAST) // (1 + run.inputs_of_one // ROW_IN_INPUTS))
+                cost = self._release_span(min(row, unneeded[-count]), count, run, freed) if count > 1 else 0
+                if cost:
+                    limit -= cost
+                    continue
+                apart = count - 1
             if row_state == FREE or holds[row] > 0:
                 unneeded.pop()
             elif run is None or run.offered or run.is_join:
@@ -192,7 +203,7 @@ class LinkedRows:
                 unneeded.pop()
                 if table.flags[row] & INTERMEDIATE:
                     holdings.forget(ledger, row)
-                freed.add(row)
+                freed.add(row, row + 1)
                 state[row] = RELEASED
                 if heirs[row]:
                     lineage.enter(row, run)
@@ -209,6 +220,64 @@ class LinkedRows:
             limit -= 1
         freed.order()
         return limit
+
+    def _neighbours(self, limit: int) -> int:
+        """How many rows at the end of the list of unneeded ones are consecutive, upwards or downwards."""
+        unneeded = self._unneeded
+        limit = min(limit, len(unneeded))
+        last = unneeded[-1]
+        step = unneeded[-2] - last if limit > 1 else 0
+        count = 1
+        if step in (1, -1):
+            while count < limit and unneeded[-1 - count] == last + step * count:
+                count += 1
+        return count
+
+    def _release_span(self, first: int, count: int, run: Run, freed: _Freed) -> int:
+        """Release or forget the last of the unneeded rows, if they are alike; what that costs, 0 if they are not."""
+        table, lineage = self._ledger.table, self._lineage
+        stop = first + count
+        row_state, heirs = table.state[first], table.heirs[first:stop]
+        has_heirs = 0 not in heirs
+        if (
+            first < run.start
+            or stop > run.start + run.count
+            or row_state not in (FINISHED, RELEASED)
+            or (has_heirs and row_state == RELEASED)
+            or table.state.count(row_state, first, stop) != count
+            or table.flags.count(0, first, stop) != count
+            or any(table.holds[first:stop])
+            or (not has_heirs and any(heirs))
+        ):
+            return 0
+        del self._unneeded[-count:]
+        if row_state == FINISHED:
+            freed.add(first, stop)
+            table.state[first:stop] = bytes((RELEASED,)) * count
+            if has_heirs:
+                lineage.enter_span(first, stop, run)
+                return count
+        else:
+            lineage.leave_span(first, stop, run)
+        self._forget_span(first, stop, run)
+        return count * (1 + run.inputs_of_one // ROW_IN_INPUTS)
+
+    def _forget_span(self, first: int, stop: int, run: Run) -> None:
+        """Free rows that have their recipes, as `forget` does; what only they needed comes next, in spans again."""
+        table = self._ledger.table
+        starts = run.dependency_starts
+        if starts is not None:
+            heirs, holds, left = table.heirs, table.holds, []
+            for source in run.dependencies[starts[first - run.start] : starts[stop - run.start]]:
+                if heirs[source] == 1 and not holds[source]:
+                    heirs[source] = 0
+                    left.append(source)
+                else:
+                    table.drop_heir(source)
+            left.sort(reverse=True)
+            self._unneeded.extend(left)
+        if table.free_rows(run, first, stop):
+            self._run_forgotten(run)
 
     def forget(self, row: int, run: Run) -> None:
         """Free a row of which no side table says anything; its ancestors that only it needed come next."""
@@ -233,15 +302,23 @@ class _Freed:
         self.start = self.stop = self.attempt = self.holder = -1
         self.nbytes = 0
 
-    def add(self, row: int) -> None:
+    def add(self, first: int, stop: int) -> None:
+        """The values of consecutive rows."""
         table = self.ledger.table
-        attempt, holder = table.attempt[row], table.holder[row]
-        if row != self.stop or attempt != self.attempt or holder != self.holder:
-            self.order()
-            self.start, self.attempt, self.holder, self.nbytes = row, attempt, holder, 0
-        self.stop = row + 1
-        self.nbytes += table.nbytes[row]
-        table.holder[row] = -1
+        attempts, holders = table.attempt, table.holder
+        row = first
+        while row < stop:
+            attempt, holder = attempts[row], holders[row]
+            end = row + 1
+            while end < stop and attempts[end] == attempt and holders[end] == holder:
+                end += 1
+            if row != self.stop or attempt != self.attempt or holder != self.holder:
+                self.order()
+                self.start, self.attempt, self.holder, self.nbytes = row, attempt, holder, 0
+            self.stop = end
+            self.nbytes += sum(table.nbytes[row:end])
+            row = end
+        holders[first:stop] = array("i", (-1,)) * (stop - first)
 
     def order(self) -> None:
         if self.holder >= 0:

@@ -413,31 +413,34 @@ class Placement:
 
     def _inputs_of(self, grant: GrantRecord, worker: WorkerRecord) -> tuple[bytes, bytes, list[Any]]:
         table = self.ledger.table
-        shared = self._shared_inputs(grant.spans)
-        if shared is not None:
+        if grant.run.takes_join:
+            shared = table.inputs_of(grant.run.dependencies[0])
             values = [self._location(source, worker, grant) for source in shared]
             return b"", array("I", range(len(values))).tobytes(), values
+        run = grant.run
         starts, indices = array("I", (0,)), array("I")
         values = []
         place_of: dict[int, int] = {}
+        holder, replicas, nbytes, attempt, run_of = (
+            table.holder, table.replicas, table.nbytes, table.attempt, table.run_of,
+        )  # fmt: skip
+        workers = self.ledger.workers
+        assert run.dependency_starts is not None
         for start, stop in grant.spans:
-            for row in range(start, stop):
-                for source in table.inputs_of(row):
-                    place = place_of.get(source)
-                    if place is None:
-                        place = place_of[source] = len(values)
+            mine = run.dependency_starts[start - run.start : stop - run.start + 1]
+            shift = len(indices) - mine[0]
+            starts.extend([position + shift for position in mine[1:]])
+            for source in run.dependencies[mine[0] : mine[-1]]:
+                place = place_of.get(source)
+                if place is None:
+                    place = place_of[source] = len(values)
+                    size, source_run = nbytes[source], run_of[source]
+                    if size > SMALL_BYTES or source in replicas or source_run is None or source_run.offered:
                         values.append(self._location(source, worker, grant))
-                    indices.append(place)
-                starts.append(len(indices))
+                    else:
+                        values.append([source, attempt[source], size, workers[holder[source]].addresses])
+                indices.append(place)
         return starts.tobytes(), indices.tobytes(), values
-
-    def _shared_inputs(self, spans: list[tuple[int, int]]) -> array[int] | None:
-        """The inputs behind the join that all tasks of a run depend on, if it is such a run."""
-        table = self.ledger.table
-        sources = table.inputs_of(spans[0][0])
-        if len(sources) == 1 and self.ledger.run(sources[0]).is_join:
-            return table.inputs_of(sources[0])
-        return None
 
     def _location(self, source: int, worker: WorkerRecord, grant: GrantRecord) -> list[Any]:
         """An input as a grant names it; a value that only its client has is ordered to be pushed."""
@@ -534,7 +537,7 @@ def _lanes_of(run: Run) -> list[Lane]:
 def _arguments_of(run: Run, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]:
     """The packed arguments of some rows of a run, with offsets that start at zero."""
     if run.offsets is None:
-        return b"", run.blob
+        return b"", bytes(run.blob)
     offsets, blob = run.offsets, run.blob
     packed = array("I", (0,))
     pieces = []
@@ -546,4 +549,4 @@ def _arguments_of(run: Run, spans: list[tuple[int, int]]) -> tuple[bytes, bytes]
         shift = total - base
         packed.extend([offset + shift for offset in offsets[place + 1 : last + 1]])
         total = packed[-1]
-    return packed.tobytes(), pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return packed.tobytes(), b"".join(pieces)

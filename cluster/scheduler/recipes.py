@@ -56,7 +56,7 @@ class Recipes:
             inputs.append([source_run.client.identity, ledger.number(source), source_run.label])
         result = {
             "function": run.function.blob,
-            "arguments": blob,
+            "arguments": bytes(blob),
             "keywords": bool(run.arguments),
             "label": run.label,
             "inputs": inputs,

@@ -3,8 +3,9 @@
 Nothing here decides. The table allots rows by runs, keeps who depends on whom, and frees a run when its last row is
 gone.
 
-A **run** is a part of a batch: consecutive client numbers on consecutive rows, with one function and one set of
-options. What is equal for all its rows is kept once, in the `Run`; what differs lies in the columns:
+A **run** is a part of a batch, or several that follow each other (`continuing.py`): consecutive client numbers on
+consecutive rows, with one function and one set of options. What is equal for all its rows is kept once, in the `Run`;
+what differs lies in the columns:
 
 ====================  =====================================================================================
 ``state``             one of the codes below
@@ -118,6 +119,8 @@ class Run:
         "start",
         "submitted_at",
         "taken",
+        "takes_join",
+        "untaken_bytes",
     )
 
     def __init__(self, identity: int, start: int, count: int, client: ClientRecord, first_number: int) -> None:
@@ -137,7 +140,7 @@ class Run:
         self.depth = 0
         self.arguments = 0
         self.offsets: array[int] | None = None  # None: every task has the whole blob
-        self.blob = b""
+        self.blob: bytes | bytearray = b""
         self.dependency_starts: array[int] | None = None  # None: no task has inputs
         self.dependencies: array[int] = _NO_ROWS  # rows
         self.live = count
@@ -147,26 +150,25 @@ class Run:
         self.awaited = False
         self.has_dependents = False
         self.taken = 0  # rows whose arguments were granted, or are not needed; one granted twice may count twice
+        self.untaken_bytes = 0  # of arguments as its client sent them, each row's counted as the average of the others'
         self.parent = NO_PARENT  # the row of the running task that submitted it
         self.makes_actor = False  # creations of actors
         self.calls_actor = False  # calls of actors' methods; the last input of each is the actor's creation
         self.is_coroutine = False  # its tasks run many at once in a process beside the slots
+        self.takes_join = False  # all its tasks have one input, a join
         self.is_join = False  # stands for the inputs that all tasks of another run share; nothing to run either
-
-    @property
-    def taken_bytes(self) -> int:
-        """Bytes of the rows that are counted as taken, each counted as the average one."""
-        return len(self.blob) * self.taken // self.count
 
     @property
     def inputs_of_one(self) -> int:
         """How many inputs one of its tasks takes, in the mean."""
         return len(self.dependencies) // self.count
 
-    def argument_bytes(self, row: int) -> int:
-        """Bytes of the row's packed arguments."""
+    def argument_bytes(self, row: int, count: int = 1) -> int:
+        """Bytes of the packed arguments of so many rows, from that one on."""
+        if self.offsets is None:
+            return len(self.blob) * count
         place = row - self.start
-        return len(self.blob) if self.offsets is None else self.offsets[place + 1] - self.offsets[place]
+        return self.offsets[place + count] - self.offsets[place]
 
 
 _NO_ROWS: array[int] = array("q")
@@ -207,9 +209,34 @@ class Table:
     def allocate(self, count: int, client: ClientRecord, first_number: int) -> Run:
         """A run of `count` fresh rows, in state FREE, wanted by nobody."""
         start = self._find_space(count)
-        stop = start + count
         run = Run(self.runs_made, start, count, client, first_number)
         self.runs_made += 1
+        self._begin_rows(run, start, count)
+        return run
+
+    def extend(self, run: Run, count: int) -> bool:
+        """Give a run so many fresh rows behind its last one; False, and nothing done, when these are not free."""
+        start = run.start + run.count
+        room = self._free_count.get(start, 0)
+        if room < count and start + room == len(self.state):
+            self._add_space(start + room, self._grow(count - room))
+            room = self._free_count[start]
+        if room < count:
+            return False
+        del self._free_count[start]
+        del self._free_start[start + room]
+        listed = self._free_by_class[room.bit_length() - 1]
+        if listed[-1] == start:  # else it is dropped when it is come upon
+            listed.pop()
+        if room > count:
+            self._list_space(start + count, room - count)
+        run.count += count
+        run.live += count
+        self._begin_rows(run, start, count)
+        return True
+
+    def _begin_rows(self, run: Run, start: int, count: int) -> None:
+        stop = start + count
         self.rows_used += count
         zeros = bytes(count)
         self.state[start:stop] = zeros
@@ -225,12 +252,21 @@ class Table:
         self.attempt[start:stop] = zero_longs  # or late news of the row's former task would be this one's
         self.nbytes[start:stop] = zero_longs
         self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
-        return run
 
-    def free_plain(self, run: Run, start: int, stop: int) -> bool:
-        """Forget consecutive rows of a run that no edge starts from; True when the run went with them."""
-        self.state[start:stop] = bytes(stop - start)
-        run.live -= stop - start
+    def free_rows(self, run: Run, start: int, stop: int) -> bool:
+        """As `free` for consecutive rows of a run, none of which has failed."""
+        count = stop - start
+        self.state[start:stop] = bytes(count)
+        heads = self.first_edge[start:stop]
+        if heads.count(-1) != count:
+            for edge in heads:
+                if edge >= 0:
+                    self._free_edges(edge)
+            self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
+            if self.stale_edges:
+                for row in range(start, stop):
+                    self.stale_edges.pop(row, None)
+        run.live -= count
         return self._free_run_without_rows(run)
 
     def free(self, row: int) -> bool:
@@ -276,13 +312,14 @@ class Table:
                         self._list_space(start + count, length - count)
                     return start
         start = len(self.state)
-        self._extend(max(count, min(start // 4, 65536), 64))
-        extra = len(self.state) - start - count
+        extra = self._grow(count) - count
         if extra:
             self._list_space(start + count, extra)
         return start
 
-    def _extend(self, count: int) -> None:
+    def _grow(self, least: int) -> int:
+        """Lengthen the columns by at least so many rows; by how many."""
+        count = max(least, min(len(self.state) // 4, 65536), 64)
         self.state.extend(bytes(count))
         self.flags.extend(bytes(count))
         self.run_of.extend([None] * count)
@@ -291,6 +328,7 @@ class Table:
         for column in (self.attempt, self.nbytes):
             column.frombytes(bytes(8 * count))
         self.first_edge.frombytes(b"\xff" * (8 * count))
+        return count
 
     def _add_space(self, start: int, count: int) -> None:
         stop = start + count
@@ -328,21 +366,40 @@ class Table:
         place = row - run.start
         return run.dependencies[starts[place] : starts[place + 1]]
 
-    def add_edge(self, source: int, dependent: int, run: Run) -> None:
-        """Note that `dependent`, of that run, takes the value of `source`."""
-        edge = self.free_edge
-        if edge >= 0:
-            self.free_edge = self.edge_next[edge]
-            self.edge_row[edge] = dependent
-            self.edge_run[edge] = run.identity
-            self.edge_next[edge] = self.first_edge[source]
-        else:
-            edge = len(self.edge_row)
-            self.edge_row.append(dependent)
-            self.edge_run.append(run.identity)
-            self.edge_next.append(self.first_edge[source])
-        self.first_edge[source] = edge
-        self.heirs[source] += 1
+    def depth_above(self, sources: array[int]) -> int:
+        """The depth of a run whose tasks take the values of these rows; their runs have dependents from now on."""
+        depth = 0
+        for run in dict.fromkeys(map(self.run_of.__getitem__, sources)):
+            assert run is not None
+            run.has_dependents = True
+            depth = max(depth, run.depth + 1)
+        return depth
+
+    def link(self, run: Run, first: int) -> None:
+        """Note that the rows of a run from `first` on take their inputs' values, and hold these."""
+        first_edge, heirs, holds = self.first_edge, self.heirs, self.holds
+        edge_row, edge_run, edge_next = self.edge_row, self.edge_run, self.edge_next
+        starts, sources, identity = run.dependency_starts, run.dependencies, run.identity
+        assert starts is not None
+        free = self.free_edge
+        for place in range(first - run.start, run.count):
+            dependent = run.start + place
+            for source in sources[starts[place] : starts[place + 1]]:
+                holds[source] += 1
+                heirs[source] += 1
+                edge = free
+                if edge >= 0:
+                    free = edge_next[edge]
+                    edge_row[edge] = dependent
+                    edge_run[edge] = identity
+                    edge_next[edge] = first_edge[source]
+                else:
+                    edge = len(edge_row)
+                    edge_row.append(dependent)
+                    edge_run.append(identity)
+                    edge_next.append(first_edge[source])
+                first_edge[source] = edge
+        self.free_edge = free
 
     def dependents(self, row: int) -> Iterator[int]:
         """The rows that take this row's value, newest first; one that takes it twice comes twice."""

@@ -92,7 +92,7 @@ class Wants:
             if number in client.aliases:  # perhaps of a task of its own, whose future came back inside a value
                 self._drop_alias(client, number, row)
                 continue
-            if self.lifecycle.release_plain(run, row, row + length):
+            if lifecycle.release_plain(run, row, row + length) or lifecycle.let_go_plain(row, row + length):
                 continue
             for current in range(row, row + length):
                 if flags[current] & OWNER_WANTS:

@@ -58,6 +58,7 @@ class ClientProcess:
         self.offered: dict[int, Spec] = {}
         self.gathers: list[Gather] = []
         self._random = world.random_of(f"client {index}")
+        self._cutting = world.random_of(f"parts of client {index}")  # apart, so that it changes nothing else
         self._calls: dict[str, Call] = {}
         self._links: dict[str, PushLink] = {}
         self._actions_left = world.plan.actions
@@ -206,7 +207,7 @@ class ClientProcess:
             if len(part) == 1 and self._random.random() < 0.8:
                 self._submit_one(part[0])
             else:
-                self._submit_part(part)
+                self._submit_map(part)
         if self.session.flush_is_due(self.world.clock.now):
             self.session.flush()
 
@@ -228,7 +229,18 @@ class ClientProcess:
         inputs = [self.number_of[source] for source in spec.inputs]
         self._hold(self.session.submit(self._call(spec), b"%d" % spec.index, inputs), spec.index)
 
-    def _submit_part(self, part: list[Spec]) -> None:
+    def _submit_map(self, tasks: list[Spec]) -> None:
+        """Submit a map, whole or in parts."""
+        batch = following = -1
+        start = 0
+        longest = self._cutting.choice((len(tasks), 1, 2, 4))
+        while start < len(tasks):
+            part = tasks[start : start + self._cutting.randint(1, longest)] if longest < len(tasks) else tasks
+            start += len(part)
+            first = self._submit_part(part, batch, following)
+            batch, following = (first if first != following else batch), first + len(part)
+
+    def _submit_part(self, part: list[Spec], batch: int, following: int) -> int:
         pieces = [b"%d" % spec.index for spec in part]
         starts = dependencies = b""
         self.session.flush()
@@ -247,9 +259,12 @@ class ClientProcess:
             b"".join(pieces),
             starts,
             dependencies,
+            batch=batch,
+            following=following,
         )
         for number, spec in enumerate(part, first):
             self._hold(number, spec.index)
+        return first
 
     def _offer(self) -> None:
         references: list[Reference] = []

@@ -84,18 +84,33 @@ class ClientSide(Peer):
         shared: Sequence[int] = (),
         batch: int | None = None,
         argument: bytes = b"",
+        pieces: Sequence[bytes] = (),
+        mode: int = 0,
+        label: str = "",
         **options: Any,
     ) -> int:
         """Submit tasks, all of one function; the first one's number. `inputs`: each task's, as numbers; `shared`: what
-        every task takes."""
+        every task takes; `pieces`: each task's arguments, instead of one for all."""
         first = self.next_number
         self.next_number += count
         self.say(messages.DefineFunction(function.encode(), function, b"code of " + function.encode()))
         starts = array("I", accumulate(map(len, inputs), initial=0)).tobytes() if inputs else b""
         dependencies = array("q", shared or [number for each in inputs for number in each]).tobytes()
         batch = (first if count > 1 else -1) if batch is None else batch
+        offsets = array("I", accumulate(map(len, pieces), initial=0)).tobytes() if pieces else b""
+        blob = b"".join(pieces) or argument
         message = messages.Submit(
-            first, count, batch, function.encode(), function, options, 0, b"", argument, starts, dependencies
+            first,
+            count,
+            batch,
+            function.encode(),
+            label or function,
+            options,
+            mode,
+            offsets,
+            blob,
+            starts,
+            dependencies,
         )
         self.say(message)
         return first

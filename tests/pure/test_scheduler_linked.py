@@ -116,6 +116,115 @@ def test_recipes_beyond_the_bound_are_given_up_one_by_one_and_not_all_at_once() 
     talk.everybody_heard_everything()
 
 
+def test_recipes_that_come_and_go_in_spans_are_counted_one_by_one(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=8)
+    first = client.submit(8, pieces=[b"x" * place for place in range(8)])
+    second = tree_level(client, first, 8)
+    record = dialogue.ledger.clients[client.client_id]
+    client.release(first, 8)
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    assert (record.recipe_rows, record.recipe_bytes) == (8, 28)
+    client.release(second, 2)  # and with these go the first four leaves, out of the middle of the list
+    assert (record.recipe_rows, record.recipe_bytes) == (4, 22)
+    client.release(second + 2, 2)
+    assert (record.recipe_rows, record.recipe_bytes, record.oldest_recipe, record.newest_recipe) == (0, 0, -1, -1)
+    assert dialogue.ledger.table.rows_used == 0
+    worker.inbox.clear()
+    client.inbox.clear()
+
+
+def test_a_span_of_recipes_beyond_the_bound_gives_up_the_oldest() -> None:
+    talk = Dialogue(Settings(lineage_rows=3))
+    client, worker = talk.client(), talk.worker(slots=8)
+    first = client.submit(8)
+    tree_level(client, first, 8)
+    client.release(first, 8)
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    record = talk.ledger.clients[client.client_id]
+    # The heir of a leaf that is given up cannot be computed again, so that its other leaf goes as well.
+    assert (record.recipe_rows, sum(run.live for run in record.all_runs())) == (2, 6)
+
+
+def test_rows_that_are_let_go_in_a_span_wait_no_less_for_their_inputs(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    first = client.submit(8)
+    second = tree_level(client, first, 8)
+    third = client.submit(1, function="add", inputs=[(second, second + 1)])
+    client.release(second, 4)
+    client.release(first, 8)
+    worker = dialogue.worker(slots=8)
+    leaves = worker.grant()
+    assert leaves.runs[1::2] == [4]  # those of which nothing is wanted any more are not run
+    worker.done(leaves)
+    middle = worker.grant()
+    assert middle.runs[1::2] == [2]
+    worker.done(middle)
+    top = worker.grant()
+    assert len(worker.freed()) == 4
+    worker.done(top)
+    assert len(worker.freed()) == 2
+    assert client.finished() == [third]
+
+
+def test_values_of_a_span_that_is_let_go_are_counted_as_intermediate_if_they_are_large(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=4)
+    client.submit(4)
+    leaves = worker.grant()
+    worker.done(leaves, nbytes=100_000)
+    client.finished()
+    client.submit(2, function="add", inputs=[(0, 1), (2, 3)])
+    client.release(0, 4)
+    (record,) = dialogue.ledger.workers.values()
+    assert sum(record.memory.intermediate.values()) == 400_000
+    worker.done(worker.grant())
+    worker.freed()
+    client.finished()
+    assert sum(record.memory.intermediate.values()) == 0
+
+
+def test_of_values_released_side_by_side_those_with_heirs_stay_as_recipes(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=4)
+    client.submit(4)
+    client.submit(2, function="add", inputs=[(0,), (3,)])
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    client.inbox.clear()
+    client.release(0, 4)
+    assert len(worker.freed()) == 4
+    record = dialogue.ledger.clients[client.client_id]
+    assert [record.row(number) >= 0 for number in range(4)] == [True, False, False, True]
+
+
+def test_what_a_shared_input_leaves_behind_goes_with_it(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=4)
+    client.submit(2)
+    takers = client.submit(3, function="add", inputs=[(0, 1)] * 3)
+    client.release(0, 2)
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    client.inbox.clear()
+    for number in range(takers, takers + 3):  # each leaves a stale edge at both inputs
+        client.release(number)
+    worker.inbox.clear()
+    table = dialogue.ledger.table
+    assert (table.rows_used, table.stale_edges) == (0, {})
+
+
+def test_the_edges_of_values_that_stay_do_not_become_ever_more(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=2)
+    client.submit(2)
+    worker.done(worker.grant())
+    for _ in range(300):
+        number = client.submit(2, function="g", inputs=[(0,), (1,)])
+        worker.done(worker.grant())
+        client.release(number, 2)
+        worker.freed()
+    client.inbox.clear()
+    assert len(dialogue.ledger.table.edge_row) < 250
+
+
 def play(seed: int) -> dict[str, list[int]]:
     """A random graph, run to its end in random order: what the client and the worker were told, in all."""
     chance = random.Random(seed)
@@ -147,6 +256,7 @@ def play(seed: int) -> dict[str, list[int]]:
     while worker.inbox:
         freed += [row for _, row in worker.freed()]
     assert talk.ledger.table.rows_used == 0
+    assert not talk.ledger.table.stale_edges
     return {"finished": sorted(finished), "freed": sorted(freed), "ran": sorted(ran)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.wire import messages
-from tests.pure.dialogue import ClientSide, Dialogue, WorkerSide, numbers_of
+from tests.pure.dialogue import EPOCH, ClientSide, Dialogue, WorkerSide, numbers_of
 
 
 def measure(dialogue: Dialogue, client: ClientSide, worker: WorkerSide, function: str, seconds: float) -> None:
@@ -148,6 +148,53 @@ def test_a_task_runs_where_most_of_its_inputs_are(dialogue: Dialogue) -> None:
     assert [value[3] for value in grant.values] == [[one.address], [two.address]]
     two.done(grant)
     client.inbox.clear()
+
+
+def test_copies_of_inputs_count_where_they_are(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    maker, keeper = dialogue.worker("maker"), dialogue.worker("keeper")
+    client.submit()
+    client.submit(function="g")
+    maker.done(maker.grant(), nbytes=100_000)
+    keeper.done(keeper.grant(), nbytes=50_000)
+    client.inbox.clear()
+    keeper.say(messages.Held(EPOCH, [0, dialogue.ledger.table.attempt[0], 100_000]))
+    client.submit(function="add", inputs=[(0, 1)])
+    assert keeper.grant().runs == [2, 1]
+    maker.hears_nothing()
+
+
+def test_a_value_that_only_a_client_has_draws_a_task_nowhere(dialogue: Dialogue) -> None:
+    client, idle, holder = dialogue.client(), dialogue.worker("idle"), dialogue.worker("holder")
+    client.submit(workers=["holder"])
+    holder.done(holder.grant(), nbytes=50_000)
+    client.inbox.clear()
+    offered = client.offer([900_000])
+    client.submit(function="add", inputs=[(0, offered)])
+    assert holder.grant().runs == [2, 1]
+    assert client.hear(messages.Push).address == holder.address
+    idle.hears_nothing()
+
+
+def test_a_small_input_is_named_with_all_who_hold_it(dialogue: Dialogue) -> None:
+    client = dialogue.client()
+    maker, keeper, taker = (dialogue.worker(name) for name in ("maker", "keeper", "taker"))
+    client.submit(workers=["maker"])
+    maker.done(maker.grant())
+    client.inbox.clear()
+    keeper.say(messages.Held(EPOCH, [0, dialogue.ledger.table.attempt[0], 8]))
+    client.submit(inputs=[(0,)], workers=["taker"])
+    ((row, _, nbytes, addresses),) = taker.grant().values
+    assert (row, nbytes, addresses) == (0, 8, [maker.address, keeper.address])
+
+
+def test_a_small_value_of_a_client_is_pushed_though_a_worker_has_it(dialogue: Dialogue) -> None:
+    client, keeper, taker = dialogue.client(), dialogue.worker("keeper"), dialogue.worker("taker")
+    offered = client.offer([8])
+    keeper.say(messages.Held(EPOCH, [0, dialogue.ledger.table.attempt[0], 8]))
+    client.submit(inputs=[(offered,)], workers=["taker"])
+    assert client.hear(messages.Push).address == taker.address
+    assert taker.grant().values[0][3] == []
 
 
 def test_large_inputs_are_waited_for_and_small_ones_moved(dialogue: Dialogue) -> None:

@@ -111,7 +111,7 @@ def test_a_chain_runs_link_by_link_where_its_values_are(dialogue: Dialogue) -> N
 def test_a_diamond_waits_for_both_its_sides(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=2)
     top = client.submit()
-    left, right = client.submit(inputs=[[top]]), client.submit(inputs=[[top]])
+    left, right = client.submit(inputs=[[top]]), client.submit(function="g", inputs=[[top]])
     client.submit(inputs=[[left, right]])
     worker.done(worker.grant())
     sides = [worker.grant(), worker.grant()]

@@ -162,3 +162,38 @@ def test_many_are_kept_and_released_in_steps() -> None:
     steps.work_out(Received(CLIENT, messages.Keep([0, MANY])))
     steps.work_out(Received(CLIENT, messages.Release([0, MANY])))
     assert steps.table.rows_used == MANY, "a keep before a release counts"
+
+
+def test_values_that_are_needed_again_before_their_turn_has_come_are_not_freed() -> None:
+    steps = Steps()
+    steps.add_worker(slots=MANY)
+    steps.submit(0, 4000)
+    steps.run_granted()
+    steps.handle(Received(WORKER, messages.Draining(EPOCH)))
+    steps.add_worker("other", OTHER)
+    steps.submit(4000, 1, [list(range(4000))])
+    steps.work_out(Received(CLIENT, messages.Release([0, 4000])))
+    grant = steps.heard[-1]
+    assert isinstance(grant, messages.Grant)
+    sizes = array("Q", [8]).tobytes()
+    steps.handle(Received(OTHER, messages.Done(EPOCH, grant.attempt, grant.runs, sizes, b"", b"", 0.1, 0.1, [])))
+    assert steps.scheduler.lifecycle.has_unneeded  # what that one took is freed in several steps
+    steps.work_out(Disconnected(OTHER))
+    freed = [message.values for message in steps.heard if isinstance(message, messages.Free)]
+    assert 0 < sum(sum(values[2::3]) for values in freed) < 4000
+
+
+def test_a_graph_of_which_nothing_is_needed_any_more_is_forgotten_in_steps() -> None:
+    steps = Steps()
+    steps.add_worker(slots=MANY)
+    for first in range(0, MANY, 2000):
+        steps.submit(first, 2000)
+    for first in range(0, MANY, 2000):
+        steps.submit(MANY + first // 2, 1000, [[number, number + 1] for number in range(first, first + 2000, 2)])
+    steps.submit(2 * MANY, 10, [list(range(MANY + 1000 * place, MANY + 1000 * place + 1000)) for place in range(10)])
+    steps.work_out(Received(CLIENT, messages.Release([0, 2 * MANY])))
+    steps.run_granted()
+    steps.work_out(Tick())
+    changed = steps.work_out(Received(CLIENT, messages.Release([2 * MANY, 10])))
+    assert len(changed) > 5 and max(changed) <= 4 * ROWS_PER_STEP
+    assert steps.table.rows_used == 0
