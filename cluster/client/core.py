@@ -120,6 +120,7 @@ class ClientCore:
             self._session,
             heartbeat_interval_seconds=self._settings.heartbeat_interval_seconds,
             push=self._pusher.push,
+            unneeded=self._segments.let_go,
             forget=self._forget_offered,
         )
         self._submission = Submission(self.id, self._driver, _settle)
@@ -238,10 +239,8 @@ class ClientCore:
     def _offered_bytes(self, number: int) -> OfferedBytes | None:
         return self._submission.offered_bytes(number)
 
-    def _forget_offered(self, numbers: Any) -> None:
+    def _forget_offered(self, numbers: Sequence[int]) -> None:
         self._submission.forget(numbers)
-        for number in numbers:
-            self._segments.let_go(number)
 
     def _pushed(self, number: int, address: str, error: str) -> None:
         with self._driver.guard():

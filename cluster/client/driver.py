@@ -112,12 +112,16 @@ class Driver:
         *,
         heartbeat_interval_seconds: float,
         push: Callable[[PushValue], None],
+        unneeded: Callable[[Sequence[int]], None],
         forget: Callable[[Sequence[int]], None],
     ) -> None:
+        """`push` carries an order out, `unneeded` is told of offered values that nobody needs, both at once and in the
+        order in which that was said; `forget` is told of the same values when it may take its time."""
         self.lock = threading.RLock()
         self.session = session
         self.connection = connection
         self._push = push
+        self._unneeded = unneeded
         self._forget = forget
         self._heartbeat_interval_seconds = heartbeat_interval_seconds
         self.sending = Sending(connection, self.lose)
@@ -245,6 +249,7 @@ class Driver:
             if isinstance(effect, PushValue):
                 self._push(effect)
             elif isinstance(effect, DropOffered):
+                self._unneeded(effect.numbers)
                 self._forgotten.append(effect.numbers)
 
     # ------------------------------------------------------------------ receiving

@@ -174,7 +174,10 @@ class Mapping:
                     or (links and (count >= LINKED_PART_TASKS or links >= LINKED_PART_INPUTS))
                 ):
                     self._send_packed(count, numbers)
+                    apart = inputs.nbytes
                     inputs.let_go()
+                    if apart:  # its tasks may end before the last is packed; what they take shall be free then
+                        self._driver.flush()
                     count = links = 0
                     numbers = {}
                     kept.clear()

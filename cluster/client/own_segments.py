@@ -20,7 +20,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -41,6 +41,9 @@ IDLE_SECONDS: Final = 5.0
 """A segment that nobody needs is kept so long for the next value."""
 KEPT_LIMIT: Final = 16
 KEPT_LIMIT_BYTES: Final = 1 << 30
+MADE_BYTES_PER_SECOND: Final = 2.5e9
+"""How fast a segment is made and written; to wait for one pays for less time than that takes."""
+AGAIN_SECONDS: Final = 0.0005
 PIECE_BYTES: Final = 256 * 1024
 """Checked and written in pieces that stay in the processor's cache in between."""
 
@@ -74,6 +77,10 @@ class _Segment:
         self.linking = 0  # so many agents were told its name and have not answered
         self.given_up = False  # the client has not forgotten the value, but at the last look no agent had it
         self.idle_since = 0.0
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether it is used for values of so many bytes: little of it would be unused."""
+        return nbytes <= self.reserved_bytes <= nbytes + nbytes // 8 + PIECE_BYTES
 
     @property
     def is_forgotten(self) -> bool:
@@ -134,7 +141,7 @@ class OwnSegments:
                 if is_new:
                     self._fill(segment, offered)
             except BaseException:
-                self.let_go(number)
+                self.let_go((number,))
                 self._end(segment)
                 raise
         try:
@@ -142,11 +149,11 @@ class OwnSegments:
         finally:
             self._end(segment)
 
-    def let_go(self, number: int) -> None:
-        """The client needs the value no more; the agents may."""
+    def let_go(self, numbers: Collection[int]) -> None:
+        """The client needs these values no more; the agents may."""
         with self._lock:
             for segment in self._kept:
-                if segment.number == number:
+                if segment.number in numbers:
                     segment.number = -1
                     segment.idle_since = time.monotonic()
 
@@ -186,13 +193,16 @@ class OwnSegments:
         """The segment with that value, or one for it, which is to be filled (True)."""
         with self._lock:
             segment = next((kept for kept in self._kept if kept.number == number), None)
-            is_new = segment is None
-            segment = segment or self._take(nbytes)
             if segment is not None:
                 self._give(segment, number)
-        if segment is None:
-            segment = self._create(number, nbytes)
-        return segment, is_new
+                return segment, False
+        # An agent that was told that nobody needs a value takes a moment to let go of it.
+        until = time.monotonic() + nbytes / MADE_BYTES_PER_SECOND
+        while (segment := self._take(number, nbytes)) is None and self._may_come_free(nbytes):
+            if time.monotonic() >= until:
+                break
+            time.sleep(AGAIN_SECONDS)
+        return segment or self._create(number, nbytes), True
 
     def _give(self, segment: _Segment, number: int) -> None:
         segment.number = number
@@ -206,17 +216,26 @@ class OwnSegments:
             if not segment.linking and segment in self._kept and (not self._recycles or self._too_much()):
                 self._drop(segment)
 
-    def _take(self, nbytes: int) -> _Segment | None:
-        """A segment that is kept and that nobody needs."""
-        for segment in self._kept:
-            fits = nbytes <= segment.reserved_bytes <= nbytes + nbytes // 8 + PIECE_BYTES
-            if fits and segment.is_forgotten and self._directory is not None:
-                # First the name: an agent that was told the old one, and comes to it only now, must not find another
-                # value there. Whoever came before is seen by what is asked then.
-                segment.path = self._directory.rename(segment.path, is_free=False)
-                if self._is_ours_alone(segment):
-                    return segment
+    def _take(self, number: int, nbytes: int) -> _Segment | None:
+        """A segment that is kept and that nobody needs, for that value."""
+        with self._lock:
+            for segment in self._kept:
+                if segment.fits(nbytes) and segment.is_forgotten and self._directory is not None:
+                    # First the name: an agent that was told the old one, and comes to it only now, must not find
+                    # another value there. Whoever came before is seen by what is asked then.
+                    segment.path = self._directory.rename(segment.path, is_free=False)
+                    if self._is_ours_alone(segment):
+                        self._give(segment, number)
+                        return segment
         return None
+
+    def _may_come_free(self, nbytes: int) -> bool:
+        """Whether an agent alone keeps a segment from being used for such a value."""
+        with self._lock:
+            return any(
+                kept.fits(nbytes) and kept.is_forgotten and not is_open_elsewhere(kept.descriptor)
+                for kept in self._kept
+            )
 
     def _is_ours_alone(self, segment: _Segment) -> bool:
         facts = os.fstat(segment.descriptor)

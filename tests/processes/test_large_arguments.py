@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster import Client, LocalCluster
-from cluster.client import driver
+from cluster.client import driver, mapping
 from cluster.errors import ClusterError, ValueLost
 from tests.processes.whole_cluster import Gate, until, wait_at
 
@@ -136,3 +136,19 @@ def test_it_is_sent_at_once_though_nobody_waits_and_somebody_just_did(
         gate.wait_until_reached()
         gate.open()
         assert len(future.result(10)) == SIZE
+
+
+def test_what_a_task_took_is_let_go_of_while_the_map_goes_on(
+    local_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mapping, "PART_APART_BYTES", 1)
+    monkeypatch.setattr(driver, "LATE_FLUSH_SECONDS", 1000.0)  # which does the same, if it comes to that
+    with Client(local_cluster) as client:
+
+        def arrays() -> Iterator[np.ndarray]:  # type: ignore[type-arg]
+            for number in range(3):
+                yield np.full(SIZE, number)
+            until(lambda: len(client._submission._offered) <= 1, "the first ones are held no more")
+            yield np.full(SIZE, 3)
+
+        assert client.gather(client.map(first_of, arrays())) == [0, 1, 2, 3]

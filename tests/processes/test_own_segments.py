@@ -92,7 +92,7 @@ def test_a_segment_is_used_again_when_nobody_needs_it(segments: OwnSegments, age
     path = write(segments, 1, count_from(0), link)
     inode = os.stat(path).st_ino
     assert os.stat(write(segments, 2, count_from(1))).st_ino != inode, "the client holds the first value"
-    segments.let_go(1)
+    segments.let_go([1])
     assert os.stat(write(segments, 3, count_from(2))).st_ino != inode, "an agent holds it"
     view = read(link)
     link.unlink()
@@ -114,13 +114,13 @@ def test_a_value_that_an_agent_has_shown_to_somebody_else_keeps_its_bytes(
     path = write(segments, 1, count_from(0), link)
     link.chmod(0o400)
     link.unlink()
-    segments.let_go(1)
+    segments.let_go([1])
     assert write(segments, 2, count_from(1)) != path
 
 
 def test_a_segment_whose_name_an_agent_has_but_not_linked_yet_is_not_written_to(segments: OwnSegments) -> None:
     with segments.holding(1, offered(count_from(0))) as name:
-        segments.let_go(1)
+        segments.let_go([1])
         with segments.holding(2, offered(count_from(1))) as other:
             assert other != name
 
@@ -145,7 +145,7 @@ def test_nobody_waits_for_a_value_that_is_being_written_but_who_writes_another(
     writer = threading.Thread(target=hand_over)
     writer.start()
     assert begun.wait(10)
-    segments.let_go(1)
+    segments.let_go([1])
     segments.look()
     assert segments.keeps_any, "what is being written is not idle"
     go_on.set()
@@ -153,6 +153,32 @@ def test_nobody_waits_for_a_value_that_is_being_written_but_who_writes_another(
     assert names
     segments.look()
     assert not segments.keeps_any
+
+
+def test_an_agent_that_is_about_to_let_go_of_a_value_is_waited_for(
+    segments: OwnSegments, agent_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = agent_directory / "s1"
+    path = write(segments, 1, count_from(0), link)
+    if not segments._recycles:
+        return
+    inode = os.stat(path).st_ino
+    segments.let_go([1])
+    waits: list[float] = []
+
+    def agent_lets_go(seconds: float) -> None:
+        waits.append(seconds)
+        link.unlink()
+
+    monkeypatch.setattr(own_segments, "MADE_BYTES_PER_SECOND", 1.0)
+    monkeypatch.setattr(own_segments.time, "sleep", agent_lets_go)
+    assert os.stat(write(segments, 2, count_from(1))).st_ino == inode
+    assert len(waits) == 1
+    view = read(write(segments, 2, count_from(1)))
+    segments.let_go([2])
+    assert os.stat(write(segments, 3, count_from(2))).st_ino != inode, "nobody knows when somebody has looked enough"
+    assert len(waits) == 1
+    assert view[0] == 1
 
 
 def test_what_could_not_be_written_is_used_for_another(segments: OwnSegments) -> None:
@@ -177,7 +203,7 @@ def test_what_is_of_no_use_goes_back_after_a_while(
     assert os.path.exists(used) and os.path.exists(unused)
     segments.look()
     assert os.path.exists(used) and not os.path.exists(unused), "no agent wants it any more, as when it has spilled it"
-    segments.let_go(1)
+    segments.let_go([1])
     segments.look()
     assert os.path.exists(used), "it is kept for the next value"
     monkeypatch.setattr(own_segments, "IDLE_SECONDS", -1.0)
@@ -200,7 +226,7 @@ def test_a_full_store_gives_back_what_is_idle_and_then_says_so(
     segments: OwnSegments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(segments, 1, count_from(0))
-    segments.let_go(1)
+    segments.let_go([1])
     directory = segments._directory
     assert directory is not None
     monkeypatch.setattr(directory, "free_bytes", lambda: (10 << 20) if not os.path.exists(path) else 0)
