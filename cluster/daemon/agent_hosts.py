@@ -62,7 +62,10 @@ class PeerHosts:
         return self._store.take_over(f"{directory}/{message.name}", message.nbytes)
 
     def show(self, peer: int, path: str) -> tuple[int, str] | None:
-        """How to name a segment to a peer that can open it, its directory's position and its name; noted as shown."""
+        """How to name a segment to a peer that can open it: its directory's position and its name.
+
+        It can be used again once the peer needs it no more: under another name, when no link and no map of it is left.
+        """
         opens = self._opens.get(peer)
         if not opens:
             return None
@@ -70,7 +73,6 @@ class PeerHosts:
         position = self._positions.get(directory, -1)
         if position not in opens:
             return None
-        self._store.mark_shown(path)
         return position, name
 
     def closed(self, peer: int) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import resource
+import stat
 import tempfile
 import time
 from collections import deque
@@ -183,10 +184,10 @@ class Store:
         self._book.hand(self._book.find(path), NOBODY)
 
     def mark_shown(self, path: str) -> None:
-        """A process that is no slot is told the path, or gets the pages by `sendfile`: it is never used again.
+        """Somebody gets the pages by `sendfile`: they are never used again.
 
-        The kernel would show such a process's maps too. But pages that `sendfile` put into a socket's queue are no
-        map, and change with the file until the peer has read them.
+        The kernel shows who has a file open or mapped. But pages that `sendfile` put into a socket's queue are no map,
+        and change with the file until the peer has read them.
         """
         if path in self._book:
             self._book.find(path).shown = True
@@ -235,12 +236,13 @@ class Store:
             self._book.drop(segment)
             self._do(segment.reserved_bytes, lambda: self._memory.remove(path), lambda _: None)
             return
+        _note_shown(segment)
         if segment.shown:
             self._memory.remove(path)  # quick: this process has it open, so nothing is freed by that
             new_path = path
         else:
             new_path = self._memory.rename(path, is_free=True)
-        is_open = is_open_elsewhere(segment.descriptor)
+        is_open = _is_needed_elsewhere(segment, own_names=0 if segment.shown else 1)
         self._book.release(segment, new_path, is_open, time.monotonic())
         if segment.shown and not is_open:
             self._give_back(segment)
@@ -278,15 +280,16 @@ class Store:
     def _find_free(self, nbytes: int, writer: int) -> KnownSegment | None:
         for segment in self._book.candidates(nbytes, writer, _ASKED_AT_ONCE):
             # Nobody was told its name; but who may read the directory can open anything.
-            if not is_open_elsewhere(segment.descriptor):
+            if not _is_needed_elsewhere(segment, own_names=1):
                 return segment
             self._book.was_opened(segment)
         return next(filter(self._look_at, self._book.open_of_class(nbytes, _ASKED_AT_ONCE)), None)
 
     def _look_at(self, segment: KnownSegment) -> bool:
         """Look at an open segment; whether it can be used again now."""
-        if is_open_elsewhere(segment.descriptor):
+        if _is_needed_elsewhere(segment, own_names=0 if segment.shown else 1):
             return False
+        _note_shown(segment)
         if segment.shown:
             self._give_back(segment)
             return False
@@ -301,7 +304,7 @@ class Store:
 
         def work() -> None:
             self._memory.remove(segment.path)
-            if not is_open_elsewhere(segment.descriptor):
+            if not _is_needed_elsewhere(segment, own_names=0):
                 os.ftruncate(segment.descriptor, 0)  # it may be small, or have lost its name when it was shown
             os.close(segment.descriptor)
 
@@ -382,6 +385,16 @@ class Store:
                 then(future.result())
 
         loop.run_in_executor(self._thread, work).add_done_callback(done)
+
+
+def _is_needed_elsewhere(segment: KnownSegment, *, own_names: int) -> bool:
+    """Whether another process has it open or mapped, or an agent has a link to it besides our own names."""
+    return os.fstat(segment.descriptor).st_nlink > own_names or is_open_elsewhere(segment.descriptor)
+
+
+def _note_shown(segment: KnownSegment) -> None:
+    """See whether another agent that had a link to it has sent it: that says the mode, which all links share."""
+    segment.shown = segment.shown or not os.fstat(segment.descriptor).st_mode & stat.S_IWUSR
 
 
 def _create(directory: SegmentDirectory, nbytes: int, keeps: bool) -> _Made:

@@ -60,6 +60,7 @@ class _Transfer:
         self.address = address
         self.incoming = IncomingValue(row, attempt, nbytes)
         self.path = ""
+        self.is_link = False
         self.given_up = False
         self.connection: BlockingConnection | None = None
         self.lock = threading.Lock()  # over the two above
@@ -114,6 +115,7 @@ class Transfers:
         """An agent on this host has the value in that segment, which needs no copy; or it has to come, without one."""
         if source and not transfer.given_up:
             transfer.path, _ = self._store.take_over(source, transfer.incoming.nbytes)
+            transfer.is_link = bool(transfer.path)
         if transfer.path or transfer.given_up:
             self._ended(transfer, _Outcome("", ""))
         else:
@@ -201,7 +203,7 @@ class Transfers:
         if self._under_way.get((row, attempt)) is transfer:
             del self._under_way[row, attempt]
         if not outcome.kind and not transfer.given_up:
-            self._feed(ValueFetched(address, row, attempt, incoming.nbytes, b"", transfer.path))
+            self._feed(ValueFetched(address, row, attempt, incoming.nbytes, b"", transfer.path, transfer.is_link))
             return
         if transfer.path:
             if transfer.given_up or outcome.kind == "full":

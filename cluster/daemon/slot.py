@@ -29,7 +29,7 @@ import msgpack
 from cluster.daemon import in_slot, slot_protocol
 from cluster.daemon.slot_actor import KeptActor
 from cluster.daemon.slot_coroutines import run_coroutine
-from cluster.daemon.slot_memory import give_back
+from cluster.daemon.slot_memory import give_back, keep_small_apart
 from cluster.daemon.slot_output import SlotOutput
 from cluster.daemon.slot_run import SlotRun
 from cluster.daemon.slot_segments import SegmentAnswer, SegmentWriter
@@ -196,6 +196,7 @@ class Slot:
         signal.signal(signal.SIGUSR1, self._on_interrupt)
         in_slot.enter(self._waiting)
         follow_threads(self._belong)
+        keep_small_apart()
 
     def run(self) -> None:
         """Run tasks until the agent closes the claim pipe, or wants coroutines run."""

@@ -263,7 +263,7 @@ def _barred(
 
 
 def _moving(ledger: Ledger, row: int, workers: list[WorkerRecord], owner: WorkerRecord) -> Reason:
-    nbytes = min(bytes_to_move(ledger.table, row, worker.index) for worker in workers)
+    nbytes = min(bytes_to_move(ledger, row, worker) for worker in workers)
     why = (
         f"its inputs lie at worker {owner.name}, whose slots are taken; moving {format_bytes(nbytes)} to "
         f"{_names(workers)} is expected to take longer than waiting"

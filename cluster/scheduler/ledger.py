@@ -19,6 +19,7 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.events import EventLog
 from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.history import History
+from cluster.scheduler.hosts import Host
 from cluster.scheduler.nesting import Parent
 from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
 from cluster.scheduler.spreads import Spread
@@ -119,6 +120,7 @@ class Ledger:
         self.workers: dict[int, WorkerRecord] = {}  # by index
         self.worker_of_peer: dict[int, WorkerRecord] = {}
         self.worker_called: dict[str, WorkerRecord] = {}  # by name and by address
+        self.hosts: dict[str, Host] = {}  # by what their workers' addresses have before the port
         self.functions: dict[bytes, FunctionRecord] = {}
         self.failures: dict[int, Failure] = {}
         self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
@@ -156,6 +158,21 @@ class Ledger:
         """A worker index that was never used in this epoch."""
         self._workers_seen += 1
         return self._workers_seen - 1
+
+    def join_host(self, address: str) -> Host:
+        """The host of a worker with that address, which has just joined."""
+        name = address.rpartition(":")[0]
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name)
+        host.workers += 1
+        return host
+
+    def leave_host(self, host: Host) -> None:
+        """A worker there is gone."""
+        host.workers -= 1
+        if not host.workers:
+            del self.hosts[host.name]
 
     def number(self, row: int) -> int:
         """The row's number at the client that submitted it."""

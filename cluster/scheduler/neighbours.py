@@ -1,14 +1,18 @@
-"""Each worker's own stretch of what a client submitted at one time, over many small runs.
+"""Each host's own stretch of what a client submitted at one time, over many small runs.
 
 A map is one run, and a worker draws from its own stretch of it (`ready.py`). A graph that is submitted depth first is
 many runs of a few tasks each: two leaves, the task that takes them, two leaves more. Taken in their order by whoever is
 free, two leaves of one consumer would go to two workers, each time. So the runs without inputs that a client submits in
-one go are a row of places, and each worker takes the next place of its own stretch, or half of the largest other
-stretch when it has none left. Neighbours then meet on one worker, and so do what is made of them and its neighbours.
+one go are a row of places, and a worker takes the next place of its host's stretch, or half of the largest other
+stretch when that has none left. Neighbours then meet on one host, and so do what is made of them and its neighbours.
+
+Workers of one host share its stretch, since values pass between them without a copy: so there are values that wait for
+their neighbours at one place, and not at one for each worker. Each takes a few places at a time, as an own *piece*, so
+that most neighbours meet on one worker even so.
 
 At each end of a stretch there are values whose neighbours are not made yet, some for each level of a tree. So that they
-wait for the end of the stretch only and not for all of it, two who share a row work towards each other, one from its
-front and the other from its back.
+wait for the end of the stretch only and not for all of it, two hosts that share a row work towards each other, one from
+its front and the other from its back.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from cluster.scheduler.hosts import Host
     from cluster.scheduler.ready import Bucket
 
 __all__ = ["Neighbours"]
 
 GAP_SECONDS: Final = 0.05  # what comes later than that after the last was not submitted in one go with it
 PLACES_LIMIT: Final = 1 << 16
+PIECE_PLACES: Final = 2  # more are more values that wait, one is more that change the worker
 MEANWHILE_PLACES: Final = 4  # taken of a row that may still grow by who begins at its end
 
 
@@ -51,13 +57,14 @@ class _Stretch:
 class Neighbours:
     """Buckets in the order of their submission, and whose stretch each stands in."""
 
-    __slots__ = ("_backwards", "_buckets", "_stretches", "_unowned", "last_at")
+    __slots__ = ("_backwards", "_buckets", "_pieces", "_stretches", "_unowned", "last_at")
 
     def __init__(self) -> None:
         self._buckets: list[Bucket | None] = []
-        self._stretches: dict[int, _Stretch] = {}
+        self._stretches: dict[Host, _Stretch] = {}
+        self._pieces: dict[int, _Stretch] = {}  # by worker: what it has of its host's stretch
         self._unowned: list[_Stretch] = []  # the places that are in nobody's stretch
-        self._backwards: dict[int, bool] = {}  # by worker: from which end it takes of these
+        self._backwards: dict[Host, bool] = {}  # from which end it takes of these
         self.last_at = 0.0
 
     def takes(self, now: float) -> bool:
@@ -78,16 +85,14 @@ class Neighbours:
         """Nothing of its run is listed any more: it is not kept for its place, nor are the run's arguments."""
         self._buckets[bucket.place] = None
 
-    def of(self, worker: int, limit: int, now: float) -> Iterator[Bucket]:
+    def of(self, worker: int, host: Host, limit: int, now: float) -> Iterator[Bucket]:
         """Up to so many buckets that have rows, in the order in which a worker should take from them.
 
         All are of one stretch: the rest of it is behind what could not be taken.
         """
-        stretch = self._stretches.get(worker)
-        if stretch is None or not self._has_rows(stretch):
-            stretch = self._take_over(worker, now)
-            if stretch is None:
-                return
+        stretch = self._piece_of(worker, host, now)
+        if stretch is None:
+            return
         places = range(stretch.start, stretch.stop)
         for place in reversed(places) if stretch.backwards else places:
             bucket = self._buckets[place]
@@ -96,6 +101,22 @@ class Neighbours:
                 limit -= 1
                 if limit <= 0:
                     return
+
+    def _piece_of(self, worker: int, host: Host, now: float) -> _Stretch | None:
+        """What a worker takes from: all of its host's stretch, or an own piece of it if there are others there."""
+        piece = self._pieces.get(worker)
+        if piece is not None:
+            if self._has_rows(piece):
+                return piece
+            del self._pieces[worker]
+        stretch = self._stretches.get(host)
+        if stretch is None or not self._has_rows(stretch):
+            stretch = self._take_over(host, now)
+        if stretch is None or host.workers <= 1:
+            return stretch
+        cut = stretch.cut_off(min(PIECE_PLACES, len(stretch)), at_the_end=stretch.backwards)
+        piece = self._pieces[worker] = _Stretch(*cut, backwards=stretch.backwards)
+        return piece
 
     def _has_rows(self, stretch: _Stretch) -> bool:
         """Whether a stretch has rows; places without are left behind at its ends."""
@@ -112,28 +133,28 @@ class Neighbours:
         self._buckets[place] = None
         return False
 
-    def _take_over(self, worker: int, now: float) -> _Stretch | None:
+    def _take_over(self, host: Host, now: float) -> _Stretch | None:
         """Half of the largest stretch, nobody's or another's."""
-        self._stretches.pop(worker, None)
+        self._stretches.pop(host, None)
         self._unowned = [stretch for stretch in self._unowned if self._has_rows(stretch)]
         for other in [other for other, stretch in self._stretches.items() if not self._has_rows(stretch)]:
             del self._stretches[other]
         nobodys = max(self._unowned, key=len, default=None)
         others = max(self._stretches.values(), key=len, default=None)
         if nobodys is not None and (others is None or len(nobodys) >= len(others)):
-            self._stretches[worker] = mine = self._take_unowned(nobodys, worker, now)
+            self._stretches[host] = mine = self._take_unowned(nobodys, host, now)
         elif others is not None:
             half = (len(others) + 1) // 2
             # Towards each other: what was made on the other side of this half is used up first.
             cut = others.cut_off(half, at_the_end=not others.backwards)
-            self._stretches[worker] = mine = _Stretch(*cut, backwards=not others.backwards)
+            self._stretches[host] = mine = _Stretch(*cut, backwards=not others.backwards)
         else:
             return None
         return mine if self._has_rows(mine) else None
 
-    def _take_unowned(self, stretch: _Stretch, worker: int, now: float) -> _Stretch:
+    def _take_unowned(self, stretch: _Stretch, host: Host, now: float) -> _Stretch:
         half = (len(stretch) + 1) // 2
-        backwards = self._backwards.setdefault(worker, len(self._backwards) % 2 == 1)
+        backwards = self._backwards.setdefault(host, len(self._backwards) % 2 == 1)
         if backwards and self.takes(now):  # there may be more to come: this is not its end
             return _Stretch(*stretch.cut_off(min(half, MEANWHILE_PLACES), at_the_end=False))
         return _Stretch(*stretch.cut_off(half, at_the_end=backwards), backwards=backwards)

@@ -213,7 +213,9 @@ class Placement:
                 if suspects is not None and not self._takes_suspect(worker, suspects):
                     continue
                 allowed = limit if suspects is None else one
-                taken = lane.take(worker.index, allowed, self.ledger.table.state, may_move, search, judge, now)
+                taken = lane.take(
+                    worker.index, worker.host, allowed, self.ledger.table.state, may_move, search, judge, now
+                )
                 if taken is not None:
                     run, spans = taken
                     grant = self._grant(worker, run, spans, now)
@@ -324,7 +326,7 @@ class Placement:
         lane = self.ledger.run(row).lane
         if holder is None or holder.draining or (lane is not None and not holder.permits(lane.restriction)):
             return True
-        nbytes = bytes_to_move(self.ledger.table, row, thief)
+        nbytes = bytes_to_move(self.ledger, row, self.ledger.workers[thief])
         return moving_pays(nbytes, expected_wait_seconds(holder, self._now) / gain)
 
     def _grant(self, worker: WorkerRecord, run: Run, spans: list[tuple[int, int]], now: float) -> GrantRecord:

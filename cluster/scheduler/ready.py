@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
 
+from cluster.scheduler.hosts import Host
 from cluster.scheduler.neighbours import Neighbours
 from cluster.scheduler.table import GRANTED, READY, Run
 
@@ -345,6 +346,7 @@ class Lane:
     def take(
         self,
         worker: int,
+        host: Host,
         limit: Callable[[Run], int],
         state: bytearray,
         may_move: Callable[[int, int, int], bool],
@@ -367,7 +369,7 @@ class Lane:
             buckets: Iterable[Bucket] = (bucket,)
             if bucket.neighbours is not None and bucket.neighbours is not tried and _is_worth_moving(bucket.run):
                 tried = bucket.neighbours
-                buckets = chain(tried.of(worker, MATES_LOOKED_AT, now), buckets)
+                buckets = chain(tried.of(worker, host, MATES_LOOKED_AT, now), buckets)
             for candidate in buckets:
                 allowed = limit(candidate.run)
                 if allowed > 0:

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 MOVE_FREELY_BYTES = 1 << 20
+SHARED_AS_BYTES = 1 << 19  # to share a value with another worker of the host takes as long as to move so many
 BANDWIDTH_BYTES_PER_SECOND = 1e9
 NAMES_SHOWN = 5
 
@@ -84,12 +85,19 @@ def worker_bar(worker: WorkerRecord, restriction: Restriction) -> Bar | None:
     return Bar.RESOURCES if worker.room_for(restriction) == 0 else None
 
 
-def bytes_to_move(table: Table, row: int, worker_index: int) -> int:
-    """How many bytes of a row's inputs a worker does not hold."""
+def bytes_to_move(ledger: Ledger, row: int, worker: WorkerRecord) -> int:
+    """How many bytes of a row's inputs have to be moved to a worker that lacks them; of a large one that another worker
+    of its host has, as many as would take as long as sharing it does."""
+    table, workers = ledger.table, ledger.workers
     nbytes = 0
     for source in table.inputs_of(row):
-        if worker_index not in table.holders(source):
-            nbytes += table.nbytes[source]
+        holders = table.holders(source)
+        if worker.index not in holders:
+            size = table.nbytes[source]
+            if size > SHARED_AS_BYTES and worker.host.workers > 1:
+                is_near = any(workers[holder].host is worker.host for holder in holders)
+                size = SHARED_AS_BYTES if is_near else size
+            nbytes += size
     return nbytes
 
 
@@ -121,7 +129,7 @@ def bar(ledger: Ledger, row: int, worker: WorkerRecord, wait_seconds: float) -> 
     barred = worker_bar(worker, lane.restriction)
     if barred is not None:
         return barred
-    if not moving_pays(bytes_to_move(table, row, worker.index), wait_seconds):
+    if not moving_pays(bytes_to_move(ledger, row, worker), wait_seconds):
         return Bar.MOVING
     if is_kept_apart(worker, lane):
         return Bar.SUSPECT

@@ -54,6 +54,7 @@ class WorkerDesk:
             message.process_id,
             peer,
             now,
+            ledger.join_host(message.address),
         )
         worker.versions = message.versions
         slots = f"{worker.slots} slot{'' if worker.slots == 1 else 's'}"

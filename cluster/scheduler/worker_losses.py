@@ -92,6 +92,7 @@ class WorkerLosses:
             grant.run.client.granted_seconds -= worker.end(attempt, grant.left)
         worker.stopping.clear()
         del ledger.workers[index]
+        ledger.leave_host(worker.host)
         self.orders.worker_gone(worker)  # last, since whoever hears of it looks at the rows
 
     def _rows_at(self, index: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from cluster.scheduler.hosts import Host
 from cluster.scheduler.ready import Restriction
 from cluster.scheduler.table import Run
 from cluster.scheduler.worker_memory import WorkerMemory
@@ -55,8 +56,10 @@ class WorkerRecord:
         process_id: int,
         peer: int,
         now: float,
+        host: Host,
     ) -> None:
         self.index = index
+        self.host = host
         self.identity = identity
         self.name = name
         self.address = address

@@ -3,7 +3,7 @@
 The scheduler is the real one. The workers are models, so that hundreds of them cost little: each runs what it was
 granted on its slots, in order, fetches inputs over its one network link, keeps values, and reports as an agent does.
 Their links have a bandwidth and a latency; a transfer takes the sender's and the receiver's link for as long as its
-bytes need. What the agents themselves decide is simulated in `world.py`.
+bytes need; workers of one host share values at no cost. What the agents themselves decide is simulated in `world.py`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class _Granted:
 class WorkerModel:
     """One worker: slots, a link, values, and what it was granted."""
 
-    def __init__(self, index: int, slots: int, memory_limit_bytes: int) -> None:
+    def __init__(self, index: int, host: int, slots: int, memory_limit_bytes: int) -> None:
         self.index = index
-        self.address = f"tcp://10.0.0.0:{index}"
+        self.host = host
+        self.address = f"tcp://host{host}:{1000 + index}"
         self.slots = slots
         self.memory_limit_bytes = memory_limit_bytes
         self.free_slots = slots
@@ -105,9 +106,10 @@ class GraphRun:
         links: Links | None = None,
         late: dict[int, float] | None = None,
         order: Callable[[list[int], Callable[[int], Sequence[int]]], Sequence[int]] = depth_first,
+        hosts: Sequence[int] | None = None,
     ) -> None:
         """`workers`: slots and memory limit in bytes of each; `late`: when some of them join, by index; `order`: in
-        which tasks are submitted."""
+        which tasks are submitted; `hosts`: where each worker runs, if not all at hosts of their own."""
         self.links = links or Links()
         self._order = order
         self.scheduler = Scheduler(1)
@@ -120,7 +122,9 @@ class GraphRun:
         self._wakeup_planned = float("inf")
         self._functions: dict[bytes, str] = {}
         self._task_of: dict[int, tuple[_Client, int]] = {}
-        self.workers = [WorkerModel(index, *shape) for index, shape in enumerate(workers)]
+        self.workers = [
+            WorkerModel(index, index if hosts is None else hosts[index], *shape) for index, shape in enumerate(workers)
+        ]
         self._at: dict[str, WorkerModel] = {worker.address: worker for worker in self.workers}
         for worker in self.workers:
             if not late or worker.index not in late:
@@ -302,9 +306,12 @@ class GraphRun:
         waiting = worker.fetching.get(name)
         if waiting is None:
             waiting = worker.fetching[name] = []
-            self.moved_bytes += nbytes
-            worker.to_receive[name] = nbytes, addresses
-            self._after(self.links.latency_seconds, self._receive, worker)
+            if any(self._at[address].host == worker.host for address in addresses):
+                self._after(2 * self.links.latency_seconds, self._arrived, worker, name, nbytes)  # a link to it is made
+            else:
+                self.moved_bytes += nbytes
+                worker.to_receive[name] = nbytes, addresses
+                self._after(self.links.latency_seconds, self._receive, worker)
         elif name in worker.to_receive:  # a value that many need: now there is somebody who has time for it
             worker.to_receive[name] = nbytes, addresses
             self._receive(worker)

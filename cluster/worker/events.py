@@ -211,6 +211,8 @@ class ValueFetched(NamedTuple):
     nbytes: int
     data: bytes
     path: str
+    is_link: bool = False
+    """Whether the segment is a link to the other agent's: nothing was moved."""
 
 
 class ValueNotFetched(NamedTuple):

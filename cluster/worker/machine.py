@@ -431,6 +431,7 @@ class Agent:
                 "tasks_waiting": self.supply.waiting_count,
                 "values": self.supply.values.count,
                 "fetched_bytes": self.supply.fetched_bytes,
+                "linked_bytes": self.supply.linked_bytes,
                 **self.workforce.actors.figures(),
                 **self.workforce.threads.figures(),
                 "coroutines": self.workforce.coroutines.count,

@@ -92,6 +92,7 @@ class Supply:
         self.replicas = Replicas(ledger)
         self._held: list[int] = []
         self.fetched_bytes = 0  # from other agents, so far
+        self.linked_bytes = 0  # shared with other agents of this host instead
         self._freed: deque[tuple[int, int, int]] = deque()  # attempt, first row, count: not forgotten yet
 
     @property
@@ -198,10 +199,13 @@ class Supply:
             self._hold_segment(key, segment)
         self._now_held(peer, row, attempt, nbytes)
 
-    def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str) -> None:
+    def fetched(self, address: str, row: int, attempt: int, nbytes: int, data: bytes, path: str, is_link: bool) -> None:
         """A value has come from another agent."""
         self.finish_freeing()
-        self.fetched_bytes += nbytes
+        if is_link:
+            self.linked_bytes += nbytes
+        else:
+            self.fetched_bytes += nbytes
         key = value_key(attempt, row)
         self._fetching.ended(address, key)
         want = self._fetching.find(key)

@@ -94,3 +94,22 @@ def test_a_task_that_needs_more_than_there_is_fails_alone_with_the_figures(clust
     assert error.peak_memory_bytes > 400 * MIB
     assert error.attempts == 2
     assert client.gather(other) == list(range(100, 0, -1))
+
+
+def is_place_left_alone() -> bool:
+    """Whether a large piece of the heap is where the one before it was, though small ones were asked for meanwhile."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    large = libc.malloc(24 * MIB)
+    libc.malloc(5 * MIB)  # what is free behind it would be one piece with it
+    libc.free(large)
+    for _ in range(100):
+        libc.malloc(5000)
+    return bool(libc.malloc(24 * MIB) == large)
+
+
+@pytest.mark.fast_path("the allocator is glibc's, with settings of our own")
+def test_nothing_small_is_put_where_a_large_array_was(cluster: WholeCluster) -> None:
+    assert start(cluster, "1 GB").submit(is_place_left_alone).result(30)

@@ -62,6 +62,15 @@ def test_a_large_input_is_handed_over_as_a_segment() -> None:
     assert model.slots[0].inputs() == [[path, 1 << 20]]
 
 
+def test_what_was_linked_and_not_moved_is_counted_apart() -> None:
+    model = AgentModel(slots=1)
+    model.tell(grant(2, 1, values=[[5, 1, 1 << 20, [A]], [6, 1, 2 << 20, [A]]], needs=[[0, 1]]))
+    model.feed(events.ValueFetched(A, 5, 1, 1 << 20, b"", model.new_segment()))
+    model.feed(events.ValueFetched(A, 6, 1, 2 << 20, b"", model.new_segment(), is_link=True))
+    supply = model.agent.supply
+    assert (supply.fetched_bytes, supply.linked_bytes) == (1 << 20, 2 << 20)
+
+
 def test_each_task_gets_its_own_inputs_though_they_are_given_together() -> None:
     model = AgentModel(slots=1)
     for row in range(4):

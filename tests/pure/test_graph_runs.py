@@ -14,7 +14,7 @@ from cluster.scheduler import admission
 from cluster.scheduler.ready import Lane
 from cluster.scheduler.worker_memory import BUDGET_SHARE
 from cluster.simulation import graph_runs
-from cluster.simulation.graph_runs import GraphRun, GraphTask
+from cluster.simulation.graph_runs import GraphRun, GraphTask, WorkerModel
 from tests.pure.graph_draws import run_drawn
 
 SEEDS = range(15)
@@ -119,6 +119,29 @@ def test_of_two_workers_none_holds_more_of_a_tree_than_one_alone() -> None:
     together.run()
     assert max(peaks(alone)) <= 11 * CHUNK, "a value of each level, and what is made and taken"
     assert max(peaks(together)) <= max(peaks(alone))
+
+
+def test_workers_of_one_host_hold_hardly_more_of_a_tree_than_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    keep = WorkerModel.keep
+
+    def counting(worker: WorkerModel, name: tuple[int, int], nbytes: int) -> None:
+        nonlocal most
+        keep(worker, name, nbytes)
+        most = max(most, len({one for other in run.workers for one in other.values}))
+
+    monkeypatch.setattr(WorkerModel, "keep", counting)
+
+    def held_at_once(hosts: list[int]) -> int:
+        nonlocal most, run
+        most, run = 0, GraphRun([tree(512)], [(1, 100 * CHUNK)] * len(hosts), hosts=hosts)
+        run.run()
+        return most
+
+    run = GraphRun([], [])
+    alone, together = held_at_once([0]), held_at_once([0, 0])
+    assert together <= alone + 4, "what the other one makes and takes, and a piece of its own"
+    assert held_at_once([0, 1]) > together + 2
 
 
 def test_two_kinds_of_loads_are_made_by_turns() -> None:

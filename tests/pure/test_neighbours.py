@@ -7,7 +7,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.scheduler.neighbours import MEANWHILE_PLACES, Neighbours
+from cluster.scheduler.hosts import Host
+from cluster.scheduler.neighbours import MEANWHILE_PLACES, PIECE_PLACES, Neighbours
 
 
 class Listed:
@@ -19,6 +20,11 @@ class Listed:
 
 
 LATER = 1.0
+HOSTS = [Host(f"host{number}") for number in range(5)]
+for host in HOSTS:
+    host.workers = 1
+SHARED = Host("shared")
+SHARED.workers = 2
 
 
 def grow(row: Neighbours, count: int) -> list[Listed]:
@@ -28,9 +34,9 @@ def grow(row: Neighbours, count: int) -> list[Listed]:
     return added
 
 
-def take(row: Neighbours, worker: int, now: float = LATER) -> int | None:
-    """The place of the one that the worker runs next."""
-    for bucket in row.of(worker, 1, now):
+def take(row: Neighbours, worker: int, now: float = LATER, host: Host | None = None) -> int | None:
+    """The place of the one that the worker runs next; at a host of its own if none is given."""
+    for bucket in row.of(worker, host or HOSTS[worker], 1, now):
         assert bucket.size == 1
         bucket.size = 0
         return bucket.place
@@ -85,3 +91,22 @@ def test_who_takes_from_another_comes_from_its_far_end() -> None:
     row = Neighbours()
     grow(row, 8)
     assert [take(row, worker) for worker in (0, 1, 2, 2, 0)] == [0, 7, 3, 2, 1]
+
+
+def test_workers_of_one_host_take_turns_at_one_stretch() -> None:
+    row = Neighbours()
+    grow(row, 40)
+    taken = [take(row, turn % 2, host=SHARED) for turn in range(20)]
+    assert PIECE_PLACES == 2
+    assert taken[:8] == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert sorted(filter(None, taken)) == list(range(1, 20)), "nothing is left behind on the way"
+    assert take(row, 4) == 39, "another host comes from the other end"
+
+
+def test_a_worker_that_another_joins_at_its_host_shares_what_it_has() -> None:
+    row, host = Neighbours(), Host("host")
+    host.workers = 1
+    grow(row, 12)
+    assert [take(row, 0, host=host) for _ in range(3)] == [0, 1, 2]
+    host.workers = 2
+    assert [take(row, worker, host=host) for worker in (1, 0, 1, 0)] == [3, 5, 4, 6]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.hosts import Host
 from cluster.scheduler.ready import ANYWHERE, NOBODY, Bucket, Lane
 from cluster.scheduler.table import GRANTED, READY, WAITING, Table
 
@@ -90,12 +91,12 @@ def test_a_row_that_may_move_leaves_a_stretch_that_may_not() -> None:
 
 
 def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() -> None:
-    table, lane = Table(), Lane(ANYWHERE)
+    table, lane, host = Table(), Lane(ANYWHERE), Host("host")
     client = ClientRecord(b"c" * 16, "c", 1, table.state)
     before = sum(isinstance(each, Bucket) for each in gc.get_objects())
     for _ in range(20):
         run = table.allocate(1, client, 0)
         lane.add(run, NOBODY, run.start, run.start + 1)
         if lane.size > 1:  # there is always one more
-            assert lane.take(1, lambda run: 1, table.state, anywhere, 0, lambda run: None, 0.0) is not None
+            assert lane.take(1, host, lambda run: 1, table.state, anywhere, 0, lambda run: None, 0.0) is not None
     assert sum(isinstance(each, Bucket) for each in gc.get_objects()) <= before + 2
