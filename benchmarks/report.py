@@ -90,9 +90,9 @@ def judge(figure: Figure, goal: Goal, ours: float, dask: float | None) -> str:
         if dask is None:
             said.append(f"{text}: Dask not measured")
         else:
-            ratio = ours / dask if figure.higher_is_better else dask / ours
-            verdict = "met" if ratio >= goal.times_dask else "**missed**"
-            said.append(f"{text}: {verdict} ({show(ratio)})")
+            better, worse = (ours, dask) if figure.higher_is_better else (dask, ours)
+            verdict = "met" if better >= goal.times_dask * worse else "**missed**"
+            said.append(f"{text}: {verdict} ({show(better / worse) if worse else 'nothing at all'})")
     return ", ".join(said)
 
 
