@@ -41,9 +41,11 @@ IDLE_SECONDS: Final = 5.0
 """A segment that nobody needs is kept so long for the next value."""
 KEPT_LIMIT: Final = 16
 KEPT_LIMIT_BYTES: Final = 1 << 30
-MADE_BYTES_PER_SECOND: Final = 2.5e9
-"""How fast a segment is made and written; to wait for one pays for less time than that takes."""
+WORTH_WAITING_BYTES: Final = 10_000_000
+WAITED_SECONDS: Final = 0.002
 AGAIN_SECONDS: Final = 0.0005
+"""For a segment that an agent is about to let go of a large value waits so long, looking again and again: to make one
+takes 4 ms and more. Whoever waits longer keeps a slot waiting that could have the next value."""
 PIECE_BYTES: Final = 256 * 1024
 """Checked and written in pieces that stay in the processor's cache in between."""
 
@@ -197,7 +199,7 @@ class OwnSegments:
                 self._give(segment, number)
                 return segment, False
         # An agent that was told that nobody needs a value takes a moment to let go of it.
-        until = time.monotonic() + nbytes / MADE_BYTES_PER_SECOND
+        until = time.monotonic() + (WAITED_SECONDS if nbytes >= WORTH_WAITING_BYTES else 0.0)
         while (segment := self._take(number, nbytes)) is None and self._may_come_free(nbytes):
             if time.monotonic() >= until:
                 break

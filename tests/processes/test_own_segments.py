@@ -170,7 +170,8 @@ def test_an_agent_that_is_about_to_let_go_of_a_value_is_waited_for(
         waits.append(seconds)
         link.unlink()
 
-    monkeypatch.setattr(own_segments, "MADE_BYTES_PER_SECOND", 1.0)
+    monkeypatch.setattr(own_segments, "WORTH_WAITING_BYTES", 0)
+    monkeypatch.setattr(own_segments, "WAITED_SECONDS", 10.0)
     monkeypatch.setattr(own_segments.time, "sleep", agent_lets_go)
     assert os.stat(write(segments, 2, count_from(1))).st_ino == inode
     assert len(waits) == 1
