@@ -10,8 +10,12 @@ from typing import Final
 
 import psutil
 
+from benchmarks.case import WrongResult
+
 SHARED_BEFORE_BYTES: Final = psutil.virtual_memory().shared
 """When this process began, before the system that it measures did: that is others'."""
+FREED_BY_OTHERS_BYTES: Final = 5_000_000
+"""So much does not matter."""
 
 
 class PeakMemory:
@@ -22,6 +26,7 @@ class PeakMemory:
         self._held_bytes = held_bytes
         self._every_seconds = every_seconds
         self._ended = threading.Event()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> PeakMemory:
@@ -31,12 +36,17 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _sample(self) -> None:
-        while True:
-            self.peak_bytes = max(self.peak_bytes, self._held_bytes())
-            if self._ended.wait(self._every_seconds):
-                return
+        try:
+            while True:
+                self.peak_bytes = max(self.peak_bytes, self._held_bytes())
+                if self._ended.wait(self._every_seconds):
+                    return
+        except Exception as failure:  # for who waits for the figure
+            self._failure = failure
 
 
 def proportional_bytes(process_ids: Iterable[int]) -> Counter[str]:
@@ -58,7 +68,11 @@ def held_bytes(process_ids: Iterable[int]) -> int:
     kernel says there is now, whether anybody has it mapped just then or not.
 
     Looked at one after the other, the processes' parts of that add up to more than there is: what one lets go of, the
-    next has mapped by the time it is looked at.
+    next has mapped by the time it is looked at. What other programs take or free meanwhile is counted too, so none
+    should run; WrongResult if they have freed more than these hold.
     """
     held = proportional_bytes(process_ids)
-    return held["Pss"] - held["Pss_Shmem"] + psutil.virtual_memory().shared - SHARED_BEFORE_BYTES
+    shared_bytes = psutil.virtual_memory().shared - SHARED_BEFORE_BYTES
+    if shared_bytes < -FREED_BY_OTHERS_BYTES:
+        raise WrongResult(f"{-shared_bytes / 1e6:.0f} MB of shared memory were freed by others meanwhile")
+    return held["Pss"] - held["Pss_Shmem"] + shared_bytes
