@@ -177,7 +177,7 @@ class Bench:
         self.tell(CLIENT_PEER, messages.ClientJoin(b"c" * 16, "bench", {}))
         began = self.spent_seconds
         for index in range(1, workers + 1):
-            address = f"tcp://10.0.0.0:{index}"
+            address = f"tcp://10.0.{index >> 8}.{index & 255}:8771"  # each on a host of its own
             identity = index.to_bytes(16, "big")
             self.tell(
                 index,
