@@ -16,6 +16,8 @@ MEGABYTE = 1_000_000
 STRING_BYTES = 77
 """What a string of 20 characters takes in a column of objects: itself, and the reference to it."""
 REPEATS = 3
+WARM_PASSES = 9
+"""Through all frames: in the first of them segments and maps are still being made."""
 SAMPLE_SECONDS = 0.02
 
 
@@ -145,7 +147,7 @@ def measure_client_map(system: System, size: int) -> Measurement:
 
     with Meter(system) as meter:
         cold = run()
-        warm = statistics.median(run() for _ in range(REPEATS))
+        warm = statistics.median(run() for _ in range(WARM_PASSES))
     ids = [process_id for ids in system.processes().values() for process_id in ids]
     with PeakMemory(lambda: held_bytes(ids), SAMPLE_SECONDS) as memory:
         run()

@@ -226,6 +226,7 @@ class Slot:
         piece = self.find(sequence)
         self.current = piece, sequence
         self.has_ended = False
+        self.maps.defers = True
         if output.marks_all:
             output.mark_task()
         report = self._execute(piece, sequence)
@@ -238,6 +239,7 @@ class Slot:
             self._waiting.used.settle(self.run_name())
         self.has_ended = True
         self.write(report)
+        self.maps.settle()  # not before: somebody may wait for the report
         if self._page[slot_protocol.TRIM_OFFSET]:
             self._trim()
 

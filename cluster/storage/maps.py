@@ -16,6 +16,7 @@ import mmap
 import os
 import resource
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -94,7 +95,10 @@ class KeptMaps:
     may map at once, and views may die in any of them."""
 
     def __init__(self) -> None:
+        self.defers = False
+        """Whether maps whose views have gone are looked at later, by `settle`."""
         self._maps: dict[tuple[int, int], _KeptMap] = {}  # nobody's at the time, by device and file; the latest last
+        self._deferred: deque[_KeptMap] = deque()
         self._page_map = -1
         if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:  # else addresses are for the tasks
             with contextlib.suppress(OSError):  # no such file outside Linux, or it is hidden: nothing can be kept
@@ -119,8 +123,15 @@ class KeptMaps:
             os.close(segment)
         return _view(kept.address, nbytes, lambda: self._let_go(kept, opened))
 
+    def settle(self) -> None:
+        """Look at the maps that were deferred, and defer no more."""
+        self.defers = False
+        while self._deferred:
+            self._keep_or_end(self._deferred.popleft())
+
     def clear(self) -> None:
         """Let go of all maps that nobody looks at."""
+        self.settle()
         for kept in list(self._maps.values()):
             self._drop(kept)
 
@@ -155,6 +166,12 @@ class KeptMaps:
     def _let_go(self, kept: _KeptMap, opened: int) -> None:
         """The last view has gone, in whatever thread; the interpreter may be collecting garbage."""
         _unmap(opened, _PAGE_BYTES)
+        if self.defers:
+            self._deferred.append(kept)
+        else:
+            self._keep_or_end(kept)
+
+    def _keep_or_end(self, kept: _KeptMap) -> None:
         if self._page_map < 0 or not kept.may_come_back or self._was_written(kept):
             kept.end()
             return

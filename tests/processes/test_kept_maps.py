@@ -106,6 +106,23 @@ def test_a_map_that_was_written_to_is_not_kept(owner: Owner, kept: KeptMaps) -> 
         assert len(kept) == 1
 
 
+def test_maps_may_be_looked_at_later_and_their_segments_are_nobodys_meanwhile(owner: Owner, kept: KeptMaps) -> None:
+    kept.defers = True
+    for byte in (1, 2):
+        view = kept.map(owner.write(byte), BYTES)
+        assert bytes(view) == bytes([byte]) * BYTES
+        if byte == 2:
+            view[5] = 9
+        del view
+        assert (len(kept), is_open_elsewhere(owner.descriptor)) == (0, False)
+    kept.settle()
+    assert len(kept) == 1, "the one that was not written to"
+    view = kept.map(owner.write(3), BYTES)
+    assert bytes(view) == b"\3" * BYTES
+    del view
+    assert len(kept) == 1, "nothing is deferred any more"
+
+
 def test_a_longer_value_than_is_mapped_is_mapped_whole(owner: Owner, kept: KeptMaps) -> None:
     view = kept.map(owner.write(1), BYTES)
     del view
