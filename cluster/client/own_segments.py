@@ -41,11 +41,6 @@ IDLE_SECONDS: Final = 5.0
 """A segment that nobody needs is kept so long for the next value."""
 KEPT_LIMIT: Final = 16
 KEPT_LIMIT_BYTES: Final = 1 << 30
-WORTH_WAITING_BYTES: Final = 10_000_000
-WAITED_SECONDS: Final = 0.002
-AGAIN_SECONDS: Final = 0.0005
-"""For a segment that an agent is about to let go of a large value waits so long, looking again and again: to make one
-takes 4 ms and more. Whoever waits longer keeps a slot waiting that could have the next value."""
 PIECE_BYTES: Final = 256 * 1024
 """Checked and written in pieces that stay in the processor's cache in between."""
 
@@ -198,13 +193,8 @@ class OwnSegments:
             if segment is not None:
                 self._give(segment, number)
                 return segment, False
-        # An agent that was told that nobody needs a value takes a moment to let go of it.
-        until = time.monotonic() + (WAITED_SECONDS if nbytes >= WORTH_WAITING_BYTES else 0.0)
-        while (segment := self._take(number, nbytes)) is None and self._may_come_free(nbytes):
-            if time.monotonic() >= until:
-                break
-            time.sleep(AGAIN_SECONDS)
-        return segment or self._create(number, nbytes), True
+        # To wait for an agent that is about to let go of one would keep a slot waiting too.
+        return self._take(number, nbytes) or self._create(number, nbytes), True
 
     def _give(self, segment: _Segment, number: int) -> None:
         segment.number = number
@@ -230,14 +220,6 @@ class OwnSegments:
                         self._give(segment, number)
                         return segment
         return None
-
-    def _may_come_free(self, nbytes: int) -> bool:
-        """Whether an agent alone keeps a segment from being used for such a value."""
-        with self._lock:
-            return any(
-                kept.fits(nbytes) and kept.is_forgotten and not is_open_elsewhere(kept.descriptor)
-                for kept in self._kept
-            )
 
     def _is_ours_alone(self, segment: _Segment) -> bool:
         facts = os.fstat(segment.descriptor)

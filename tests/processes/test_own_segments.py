@@ -155,33 +155,6 @@ def test_nobody_waits_for_a_value_that_is_being_written_but_who_writes_another(
     assert not segments.keeps_any
 
 
-def test_an_agent_that_is_about_to_let_go_of_a_value_is_waited_for(
-    segments: OwnSegments, agent_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = agent_directory / "s1"
-    path = write(segments, 1, count_from(0), link)
-    if not segments._recycles:
-        return
-    inode = os.stat(path).st_ino
-    segments.let_go([1])
-    waits: list[float] = []
-
-    def agent_lets_go(seconds: float) -> None:
-        waits.append(seconds)
-        link.unlink()
-
-    monkeypatch.setattr(own_segments, "WORTH_WAITING_BYTES", 0)
-    monkeypatch.setattr(own_segments, "WAITED_SECONDS", 10.0)
-    monkeypatch.setattr(own_segments.time, "sleep", agent_lets_go)
-    assert os.stat(write(segments, 2, count_from(1))).st_ino == inode
-    assert len(waits) == 1
-    view = read(write(segments, 2, count_from(1)))
-    segments.let_go([2])
-    assert os.stat(write(segments, 3, count_from(2))).st_ino != inode, "nobody knows when somebody has looked enough"
-    assert len(waits) == 1
-    assert view[0] == 1
-
-
 def test_what_could_not_be_written_is_used_for_another(segments: OwnSegments) -> None:
     def changed(checksum: int) -> None:
         raise ArgumentChanged("x")
