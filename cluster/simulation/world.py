@@ -221,18 +221,22 @@ class World:
     def _settle(self) -> None:
         """Let the last messages arrive, and what still runs though nobody wants it run out."""
         self._run_until(self.clock.now + SETTLING_SECONDS, lambda: False)
+        self._run_out()
+        # What a client keeps back may wait for room that tasks take which nobody can run: until they fail, one by one.
+        self._run_until(
+            self.clock.now + LONGEST_SECONDS,
+            lambda: all(client.session.has_room for client in self.clients if client.alive),
+        )
+        self._run_out()  # what then came, too
+        self._run_until(self.clock.now + 1.0, lambda: False)
+
+    def _run_out(self) -> None:
         self.progress_at = self.clock.now
         workers = self.scheduler.ledger.workers
         self._run_until(
             self.clock.now + LONGEST_SECONDS,
             lambda: not any(worker.grants for worker in workers.values()) or self._stands_still(),
         )
-        # What a client keeps back may wait for room that tasks take which nobody can run: until they fail, one by one.
-        self._run_until(
-            self.clock.now + LONGEST_SECONDS,
-            lambda: all(client.session.has_room for client in self.clients if client.alive),
-        )
-        self._run_until(self.clock.now + 1.0, lambda: False)
 
     def _look_at_everything(self, clients: list[ClientProcess]) -> None:
         """Let each client gather all that it holds, and then the futures that came inside."""
