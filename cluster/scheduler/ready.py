@@ -28,6 +28,7 @@ __all__ = ["ANYWHERE", "NOBODY", "Bucket", "Lane", "Restriction"]
 NOBODY = -1
 VICTIMS_LOOKED_AT = 8
 BLOCKED_BUCKETS_LOOKED_AT = 32
+BLOCKED_BUCKETS_SEARCHED = 256  # when there is time for it
 SPANS_LOOKED_AT = 10_000
 WORTH_MOVING_BYTES = 64 << 10
 MATES_LOOKED_AT = 4  # of a worker's own stretch, before those that come first
@@ -361,7 +362,8 @@ class Lane:
         blocked: list[tuple[int, int, int, Bucket]] = []
         found = None
         tried = None  # neighbours of which the worker's own stretch was looked at
-        while len(blocked) < BLOCKED_BUCKETS_LOOKED_AT:
+        looked_at = BLOCKED_BUCKETS_SEARCHED if search else BLOCKED_BUCKETS_LOOKED_AT
+        while len(blocked) < looked_at:
             entry = self.first()
             if entry is None:
                 break

@@ -100,3 +100,23 @@ def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() 
         if lane.size > 1:  # there is always one more
             assert lane.take(1, host, lambda run: 1, table.state, anywhere, 0, lambda run: None, 0.0) is not None
     assert sum(isinstance(each, Bucket) for each in gc.get_objects()) <= before + 2
+
+
+def test_behind_many_runs_of_which_nothing_may_start_one_is_found_when_there_is_time() -> None:
+    table = Table()
+    client = ClientRecord(b"c" * 16, "c", 1, table.state)
+    lane = Lane(ANYWHERE)
+    runs = [table.allocate(1, client, number) for number in range(40)]
+    for run in runs:
+        lane.add(run, NOBODY, run.start, run.start + 1)
+    state = bytearray((READY,)) * len(table)
+
+    def take(search: int) -> object:
+        found = lane.take(
+            1, Host("h"), lambda run: int(run is runs[-1]), state, anywhere, search, lambda run: None, 0.0
+        )
+        return None if found is None else found[0]
+
+    assert take(0) is None
+    assert take(16) is runs[-1]
+    assert lane.size == 39
