@@ -69,15 +69,20 @@ def total(*chunks: Any) -> float:
     return float(sum(chunk[0] + chunk[-1] for chunk in chunks))
 
 
-def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
-    """Loads, two steps on each, sums of pairs; the graph, the key of its value, and what that is."""
+def loads_and_steps(chunks: int) -> dict[Any, Any]:
+    """So many chunks, and two steps on each; what comes of it is ("second", place)."""
     graph: dict[Any, Any] = {}
-    keys: list[Any] = []
-    for place in range(leaves):
+    for place in range(chunks):
         graph["load", place] = (load, place)
         graph["first", place] = (step, ("load", place))
         graph["second", place] = (step, ("first", place))
-        keys.append(("second", place))
+    return graph
+
+
+def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
+    """Loads, two steps on each, sums of pairs; the graph, the key of its value, and what that is."""
+    graph = loads_and_steps(leaves)
+    keys: list[Any] = [("second", place) for place in range(leaves)]
     while len(keys) > 1:
         above = []
         for place in range(0, len(keys) - 1, 2):
@@ -90,14 +95,9 @@ def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
 
 def reduction(chunks: int) -> tuple[dict[Any, Any], Any, float]:
     """Loads, two steps on each, one number of each, and sums of eight; as collections reduce."""
-    graph: dict[Any, Any] = {}
-    keys: list[Any] = []
-    for place in range(chunks):
-        graph["load", place] = (load, place)
-        graph["first", place] = (step, ("load", place))
-        graph["second", place] = (step, ("first", place))
-        graph["reduced", place] = (total, ("second", place))
-        keys.append(("reduced", place))
+    graph = loads_and_steps(chunks)
+    keys: list[Any] = [("reduced", place) for place in range(chunks)]
+    graph.update((key, (total, ("second", place))) for place, key in enumerate(keys))
     while len(keys) > 1:
         above = []
         for place in range(0, len(keys), SUMMED_AT_ONCE):

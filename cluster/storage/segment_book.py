@@ -4,9 +4,9 @@ It decides and counts, and touches no file. Whoever keeps it (`cluster.daemon.ag
 segment is open elsewhere, renames, truncates and removes, and says so here.
 
 A segment is *used* from the moment that it is made or taken until its value is released. Then it is *free*, or, while
-somebody still has it open, *open*: its bytes must not change. A segment that was shown to a process that is no slot is
-never used again. One slot at most keeps a map of a segment to write through, its *writer*; it keeps that while the
-segment is free, and is asked first whether it wants the segment again.
+somebody still has it open or linked, *open*: its bytes must not change. One that was *shown*, whose pages somebody got
+by `sendfile`, is never used again. One slot at most keeps a map of a segment to write through, its *writer*; it keeps
+that while the segment is free, and is asked first whether it wants the segment again.
 """
 
 from __future__ import annotations
