@@ -1,8 +1,9 @@
 """The agent's segments: in shared memory while there is room, else in files on disk; large ones in a thread.
 
 A segment whose value was released is kept to be used again: its pages are there, and the slot that wrote it has it
-mapped. What is kept so counts in the memory limit, and is given back when somebody needs the room, and after a while.
-`cluster.storage.segment_book` decides and counts; `cluster.storage.openings` says how nobody sees bytes change.
+mapped. What is kept so counts in the memory limit, and is given back when somebody needs the room or another size is
+made instead, and after a while. `cluster.storage.segment_book` decides and counts; `cluster.storage.openings` says how
+nobody sees bytes change.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Store:
 
         def grown(reason: str) -> None:
             if reason:
-                self._give_back(segment)
+                self._give_back([segment])
                 self._make(nbytes, then)
             else:
                 then(segment.path, "")
@@ -245,7 +246,7 @@ class Store:
         is_open = _is_needed_elsewhere(segment, own_names=0 if segment.shown else 1)
         self._book.release(segment, new_path, is_open, time.monotonic())
         if segment.shown and not is_open:
-            self._give_back(segment)
+            self._give_back([segment])
 
     # ------------------------------------------------------------------ segments that hold nothing
 
@@ -254,17 +255,15 @@ class Store:
 
         Their pages are free when what the thread has been given by now is done.
         """
-        before = self._book.free_bytes
-        for segment in self._book.oldest_free(nbytes):
-            self._give_back(segment)
-        return before - self._book.free_bytes
+        segments = self._book.oldest_free(nbytes)
+        self._give_back(segments)
+        return sum(segment.reserved_bytes for segment in segments)
 
     def look(self) -> None:
         """Look whether open segments were let go of, and give back what has been free for long; now and then."""
         for segment in self._book.next_open(_ASKED_A_LOOK):
             self._look_at(segment)
-        for segment in self._book.idle(time.monotonic() - IDLE_SECONDS):
-            self._give_back(segment)
+        self._give_back(self._book.idle(time.monotonic() - IDLE_SECONDS))
 
     def close(self) -> None:
         """Remove everything. Who waits for something to be done is not told any more."""
@@ -291,24 +290,27 @@ class Store:
             return False
         _note_shown(segment)
         if segment.shown:
-            self._give_back(segment)
+            self._give_back([segment])
             return False
         self._book.was_closed(segment, time.monotonic())
         return True
 
-    def _give_back(self, segment: KnownSegment) -> None:
-        """Remove a segment whose value is gone. The pages are freed though its writer may still have them mapped."""
-        self._book.drop(segment)
-        if segment.writer != NOBODY:
-            self._on_forget(segment.writer, segment.number)
+    def _give_back(self, segments: list[KnownSegment]) -> None:
+        """Remove segments whose values are gone. The pages are freed though writers may still have them mapped."""
+        for segment in segments:
+            self._book.drop(segment)
+            if segment.writer != NOBODY:
+                self._on_forget(segment.writer, segment.number)
 
         def work() -> None:
-            self._memory.remove(segment.path)
-            if not _is_needed_elsewhere(segment, own_names=0):
-                os.ftruncate(segment.descriptor, 0)  # it may be small, or have lost its name when it was shown
-            os.close(segment.descriptor)
+            for segment in segments:
+                self._memory.remove(segment.path)
+                if not _is_needed_elsewhere(segment, own_names=0):
+                    os.ftruncate(segment.descriptor, 0)  # it may be small, or have lost its name when it was shown
+                os.close(segment.descriptor)
 
-        self._do(segment.reserved_bytes, work, lambda _: None)
+        if segments:
+            self._do(sum(segment.reserved_bytes for segment in segments), work, lambda _: None)
 
     # ------------------------------------------------------------------ new segments
 
@@ -323,6 +325,7 @@ class Store:
         return excess <= 0
 
     def _make(self, nbytes: int, then: Callable[[str, str], None]) -> None:
+        self._give_back(self._book.displaced(nbytes))
         if not self._make_room(whole_pages(nbytes)):
             self._make_on_disk(nbytes, f"{format_bytes(nbytes)} more would pass the worker's memory limit", then)
             return

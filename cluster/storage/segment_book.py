@@ -7,6 +7,9 @@ A segment is *used* from the moment that it is made or taken until its value is 
 somebody still has it open or linked, *open*: its bytes must not change. One that was *shown*, whose pages somebody got
 by `sendfile`, is never used again. One slot at most keeps a map of a segment to write through, its *writer*; it keeps
 that while the segment is free, and is asked first whether it wants the segment again.
+
+What is made anew takes the place of free segments of other sizes (`displaced`): a shuffle's chunks would else stay
+beside its pieces, and those beside what is merged of them.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ __all__ = ["NOBODY", "PAGE_BYTES", "KnownSegment", "SegmentBook", "class_of", "w
 NOBODY: Final = -1
 PAGE_BYTES: Final = 4096
 _CLASS_BITS: Final = 4  # eight classes a doubling: 1, 1 1/8, 1 2/8, … 2
+_FREE_PART: Final = 1 / 16  # of the limit may be free, whatever sizes are wanted: to give back and make costs time
 
 State = Literal["used", "free", "open"]
 
@@ -68,6 +72,7 @@ class SegmentBook:
         self.free_bytes = 0
         self.open_bytes = 0
         self.descriptor_count = 0
+        self._displacing_bytes = 0  # made while as much could have gone for it, and not gone yet
         self._numbers = count(1)
         self._used: dict[str, KnownSegment] = {}  # by path
         self._free: dict[int, KnownSegment] = {}  # by number, the one that was released first in front
@@ -182,6 +187,22 @@ class SegmentBook:
                 break
             chosen.append(segment)
             nbytes -= segment.reserved_bytes
+        return chosen
+
+    def displaced(self, nbytes: int) -> list[KnownSegment]:
+        """Free segments that go because one of so many bytes is about to be made; those that were released first.
+
+        None of its class could be used, so what is free has other sizes. As much of that goes as is made, in whole
+        segments, but what may always be free stays: memory grows by what is in use, and not by each size once more.
+        """
+        spare_bytes = max(0, self.free_bytes - int(_FREE_PART * self.limit_bytes))
+        self._displacing_bytes = min(self._displacing_bytes + whole_pages(nbytes), spare_bytes)
+        chosen = []
+        for segment in self._free.values():
+            if segment.reserved_bytes > self._displacing_bytes:
+                break
+            chosen.append(segment)
+            self._displacing_bytes -= segment.reserved_bytes
         return chosen
 
     def idle(self, before: float) -> list[KnownSegment]:

@@ -216,6 +216,32 @@ def test_free_segments_make_room_for_others_and_are_given_back_when_asked() -> N
     run(test)
 
 
+def test_a_segment_that_is_made_takes_the_place_of_free_ones_of_other_sizes() -> None:
+    async def test() -> None:
+        async with held(limit_bytes=64 * MIB) as one:
+            for path in [await one.create(2 * MIB) for _ in range(8)]:
+                one.store.remove(path)
+            await one.create(8 * MIB)
+            assert one.figures() == (8 * MIB, 8 * MIB, 0)
+            assert len(list(one.store.paths[0].glob("free-*"))) == 4
+
+    run(test)
+
+
+def test_many_small_ones_that_are_given_back_at_once_are_no_work_for_the_loop() -> None:
+    async def test() -> None:
+        async with held() as one:
+            for path in [await one.create(2 * MIB) for _ in range(4)]:
+                one.store.remove(path)
+            assert one.store._thread is None
+            assert one.store.shrink(8 * MIB) == 8 * MIB
+            assert one.store._thread is not None
+            await one.settle()
+            assert not list(one.store.paths[0].glob("free-*"))
+
+    run(test)
+
+
 def test_free_segments_go_when_they_were_idle_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with held() as one:

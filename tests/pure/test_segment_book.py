@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from cluster.storage.segment_book import NOBODY, PAGE_BYTES, KnownSegment, SegmentBook, class_of, whole_pages
 
 LIMIT_BYTES = 64 << 20
+ALWAYS_FREE_BYTES = 4 << 20
+NAMES = itertools.count()
 SIZES = [300_000, 301_000, 310_000, 1_000_000, 5_000_000]
 
 
@@ -37,6 +40,8 @@ class History:
         self.free: list[KnownSegment] = []
         self.open: list[KnownSegment] = []
         self.names = 0
+        self.made_bytes = 0
+        self.displaced_bytes = 0
         self.now = 0.0
 
     def new_path(self) -> str:
@@ -122,6 +127,20 @@ class History:
             self.book.drop(segment)
             self.free.remove(segment)
 
+    def displace(self) -> None:
+        free_bytes = self.book.free_bytes
+        nbytes = self.random.choice(SIZES)
+        displaced = self.book.displaced(nbytes)
+        others = [segment for segment in self.free if segment not in displaced]
+        assert all(old.since <= other.since for old in displaced for other in others)
+        for segment in displaced:
+            self.book.drop(segment)
+            self.free.remove(segment)
+        self.made_bytes += whole_pages(nbytes)
+        self.displaced_bytes += free_bytes - self.book.free_bytes
+        assert self.displaced_bytes <= self.made_bytes
+        assert self.book.free_bytes >= min(free_bytes, ALWAYS_FREE_BYTES)
+
     def give_back_idle(self) -> None:
         idle = self.book.idle(self.now - 20)
         assert all(segment.since < self.now - 20 for segment in idle)
@@ -138,9 +157,9 @@ class History:
         self.now += 1
         steps = (
             self.begin, self.end, self.take, self.take, self.hand, self.show, self.release, self.release, self.close,
-            self.somebody_opens, self.shrink, self.give_back_idle, self.writer_ends,
+            self.somebody_opens, self.shrink, self.displace, self.give_back_idle, self.writer_ends,
         )  # fmt: skip
-        weights = (4, 4, 4, 4, 4, 1, 4, 4, 2, 1, 1, 1, 1)
+        weights = (4, 4, 4, 4, 4, 1, 4, 4, 2, 1, 1, 1, 1, 1)
         self.random.choices(steps, weights)[0]()
         self.book.check(self.reserving)
         for path, segment in self.used.items():
@@ -162,3 +181,41 @@ def test_every_open_segment_gets_its_look() -> None:
         book.release(book.add(f"s{number}", 300_000, 7), f"free-{number}", is_open=True, now=0.0)
     looked_at = [segment.number for _ in range(4) for segment in book.next_open(3)]
     assert set(looked_at) == set(range(1, 11))
+
+
+def free_segments(book: SegmentBook, sizes: list[int]) -> list[KnownSegment]:
+    segments = [book.add(f"s{number}", nbytes, 7) for number, nbytes in enumerate(sizes)]
+    for number, segment in enumerate(segments):
+        book.release(segment, f"free-{number}", is_open=False, now=float(number))
+    return segments
+
+
+def make(book: SegmentBook, nbytes: int) -> list[KnownSegment]:
+    """Make a segment, and say which went for it."""
+    displaced = book.displaced(nbytes)
+    for segment in displaced:
+        book.drop(segment)
+    book.add(f"made-{next(NAMES)}", nbytes, 7)
+    return displaced
+
+
+def test_what_is_made_takes_the_place_of_as_much_that_was_free_first() -> None:
+    book = SegmentBook(LIMIT_BYTES)
+    pieces = free_segments(book, [1 << 20] * 16)
+    assert make(book, 8 << 20) == pieces[:8]
+    assert book.total_bytes == 16 << 20
+    assert make(book, 8 << 20) == pieces[8:12], "what may always be free stays"
+    assert make(book, 8 << 20) == []
+
+
+def test_a_large_free_segment_goes_when_small_ones_have_made_it_up() -> None:
+    book = SegmentBook(LIMIT_BYTES)
+    chunks = free_segments(book, [8 << 20] * 2)
+    assert [make(book, 1 << 20) for _ in range(9)] == [*[[]] * 7, chunks[:1], []]
+
+
+def test_what_was_made_while_nothing_was_free_displaces_nothing_later() -> None:
+    book = SegmentBook(LIMIT_BYTES)
+    assert make(book, 32 << 20) == []
+    free_segments(book, [2 << 20] * 8)
+    assert make(book, 1 << 20) == []
