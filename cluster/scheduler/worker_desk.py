@@ -170,7 +170,7 @@ class WorkerDesk:
         if pieces[0]:
             base = pieces[0]
             pieces = array("I", [offset - base for offset in pieces])
-        if count == 1 or all(map(int.__lt__, pieces, pieces[1:])):  # every value came along
+        if all(map(int.__lt__, pieces, pieces[1:])):  # every value came along
             table.flags[first:stop] = bytes((OWNER_WANTS | DELIVERED,)) * count
         else:
             for step in range(count):

@@ -169,6 +169,19 @@ def test_a_value_that_its_client_has_is_not_computed_again_before_somebody_needs
     assert finished(client) == [0, 1]
 
 
+def test_a_large_value_that_was_reported_beside_small_ones_is_computed_again(dialogue: Dialogue) -> None:
+    client, lost = dialogue.client(), dialogue.worker("lost", slots=3)
+    client.submit(3)
+    grant = lost.grant()
+    lost.done(grant, [0, 2], pieces=[b"small", b""], nbytes=1 << 20)  # two runs of rows in one report
+    assert finished(client) == [0, 2]
+    lost.disconnect()
+    worker = dialogue.worker("worker", slots=3)
+    client.reset(2)
+    assert sorted(run_everything(worker)) == [1, 2]
+    assert sorted(finished(client)) == [1, 2]
+
+
 def test_losing_a_part_of_a_map_runs_that_part_again(dialogue: Dialogue) -> None:
     client = dialogue.client()
     one, two = dialogue.worker("one"), dialogue.worker("two")
