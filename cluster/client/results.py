@@ -19,6 +19,7 @@ from cluster.errors import (
     ConnectionLost,
     OutOfMemory,
     RemoteError,
+    StoreFull,
     TaskDied,
     TaskTimeout,
     Unrunnable,
@@ -294,6 +295,7 @@ def _own_error(kind: str, details: dict[str, Any]) -> ClusterError:
         "timeout": TaskTimeout,
         "cancelled": CancelledError,
         "lost": ValueLost,
+        "full": StoreFull,
         "unrunnable": Unrunnable,
         "import": Unrunnable,
     }

@@ -12,6 +12,7 @@ admitted when what it makes, and the inputs that must be moved for it, fit as we
 - The world never stops. When nothing of the client runs at the worker, and nothing is being moved or spilled there, the
   first task that uses values up, or makes the last one that another task waits for, is admitted whatever it needs. Any
   other is when nothing of the client runs anywhere: as long as something does, its end may make room.
+- Where an input was refused, since neither memory nor disk had room for it, a task waits for better (`refusals.py`).
 - Nothing is known of a function until its first result has come. Until then its tasks are granted to free slots only,
   and where there is any room at all.
 """
@@ -23,6 +24,7 @@ from itertools import islice
 from typing import Final
 
 from cluster.scheduler.ledger import Ledger
+from cluster.scheduler.refusals import has_refused
 from cluster.scheduler.table import INTERMEDIATE, WAITING, Run
 from cluster.scheduler.workers import WorkerRecord
 
@@ -84,6 +86,8 @@ def freed_bytes(ledger: Ledger, row: int) -> float:
 def is_held_back(ledger: Ledger, row: int, worker: WorkerRecord, now: float) -> bool:
     """Whether a ready task must wait, as things are, for room in a worker's memory."""
     run = ledger.run(row)
+    if not run.calls_actor and has_refused(ledger, row, worker):
+        return True
     made = made_bytes(run)
     if run.makes_actor or run.calls_actor or made == 0:
         return False
@@ -176,7 +180,9 @@ class Admission:
     def judge(self, run: Run, worker: WorkerRecord, now: float) -> Callable[[int], bool] | None:
         """A judge of the single rows of a run; None when all of them may go."""
         made = made_bytes(run)
-        if made == 0 or run.makes_actor or run.calls_actor:
+        refusals = self._ledger.refusals
+        was_refused = bool(refusals) and any(run.start <= row < run.start + run.count for row in refusals)
+        if run.calls_actor or ((made == 0 or run.makes_actor) and not was_refused):
             return None
         memory = worker.memory
         if run.dependency_starts is None:
@@ -192,7 +198,8 @@ class Admission:
                 return False
 
             return helps  # for there is no room, and `limit` saw that nothing moves here
-        if memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes:
+        is_easy = memory.used_bytes(worker.held_bytes) + (made or 0) <= EASY_SHARE * memory.budget_bytes
+        if is_easy and not was_refused:
             return None
 
         def admits(row: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from itertools import pairwise
 from operator import sub
 from typing import Any
@@ -334,17 +334,36 @@ class ClientDesk:
             self.scatters.failed(row, worker, message.message)
             self._give_up_push(row, worker, message.message, message.remedy)
 
-    def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
+    def no_room(self, worker: WorkerRecord, message: messages.RunFailed) -> None:
+        """A worker had no room for an input: if a client was to push it and no other task waits for it there, it need
+        not go on."""
+        table = self.ledger.table
+        row = int(message.details.get("row", -1))
+        is_known = 0 <= row < len(table) and table.attempt[row] == message.details.get("attempt")
+        if not is_known or worker.index not in self.ledger.pushing.get(row, {}):
+            return
+        if next(self._takers(row, worker), None) is None:
+            self.scatters.failed(row, worker, str(message.details.get("message", "")))
+            self._stop_push(row, worker)
+
+    def _stop_push(self, row: int, worker: WorkerRecord) -> None:
         del self.ledger.pushing[row][worker.index]
         self.placement.spreading.failed(row, worker)
+
+    def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
+        self._stop_push(row, worker)
         failure = self.ledger.failure(row, "lost", "ValueLost", text, worker=worker.name, remedy=remedy)
+        for taker in list(self._takers(row, worker)):
+            self.lifecycle.fail(taker, failure)
+
+    def _takers(self, row: int, worker: WorkerRecord) -> Iterator[int]:
+        """The tasks that were granted to a worker and take a value."""
         table = self.ledger.table
-        takers = list(table.dependents(row))
-        for dependent in takers:
+        for dependent in table.dependents(row):
             if self.ledger.run(dependent).is_join:
-                takers.extend(table.dependents(dependent))
+                yield from self._takers(dependent, worker)
             elif table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
-                self.lifecycle.fail(dependent, failure)
+                yield dependent
 
     def retry_pushes(self) -> None:
         """Order again what failed since the last time; called every second."""

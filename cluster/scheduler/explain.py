@@ -53,6 +53,7 @@ REMEDIES = {
     "timeout": "give it a larger timeout_seconds, or smaller pieces of work",
     "cancelled": "somebody cancelled it; submit it again if it is needed",
     "lost": "submit it again",
+    "full": "release futures that nobody needs, start workers, or give values more room on disk; then future.retry()",
     "unserializable": "return something that can be pickled",
     "unrunnable": "start a worker that can run it, then future.retry()",
     "import": "install on the workers what the function imports",

@@ -7,6 +7,7 @@ from typing import Final
 from cluster.scheduler.admission import made_bytes, need_bytes, room_bytes
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.reasons import Reason
+from cluster.scheduler.refusals import has_refused
 from cluster.scheduler.table import Run
 from cluster.scheduler.workers import WorkerRecord
 from cluster.units import format_bytes
@@ -14,6 +15,9 @@ from cluster.units import format_bytes
 __all__ = ["estimate", "held_back"]
 
 CONSUMERS_COUNTED_TO: Final = 10_000
+REMEDY: Final = (
+    "wait until values are used up; release futures that nobody needs, start workers, or make smaller pieces"
+)
 
 
 def estimate(run: Run) -> str:
@@ -31,7 +35,10 @@ def held_back(ledger: Ledger, row: int, workers: list[WorkerRecord]) -> Reason:
     """Why no worker of these admits a ready task; the one that comes nearest is named."""
     run = ledger.run(row)
     client = run.client.identity
-    nearest = max(workers, key=lambda worker: room_bytes(worker, client) - need_bytes(ledger, row, worker))
+    possible = [worker for worker in workers if not has_refused(ledger, row, worker)]
+    if not possible:
+        return _refused(workers)
+    nearest = max(possible, key=lambda worker: room_bytes(worker, client) - need_bytes(ledger, row, worker))
     memory = nearest.memory
     parts = [f"{format_bytes(memory.in_memory_bytes(nearest.held_bytes))} of values"]
     for nbytes, what in (
@@ -56,8 +63,19 @@ def held_back(ledger: Ledger, row: int, workers: list[WorkerRecord]) -> Reason:
     others = len(workers) - 1
     if others:
         why += f"; {others} other worker{'s have' if others > 1 else ' has'} no more room"
-    remedy = "wait until values are used up; release futures that nobody needs, start workers, or make smaller pieces"
-    return Reason("memory", why, remedy)
+    return Reason("memory", why, REMEDY)
+
+
+def _refused(workers: list[WorkerRecord]) -> Reason:
+    """Workers had no room for an input, and hold as much now as then."""
+    first = workers[0]
+    more = f" and {len(workers) - 1} more" if len(workers) > 1 else ""
+    why = (
+        f"held back: worker {first.name}{more} had no room for an input of it, on disk neither, and holds as much as "
+        f"then: {format_bytes(first.held_bytes)} of values, with a memory limit of "
+        f"{format_bytes(first.memory.limit_bytes)}; it waits for another worker, or for tasks to make room"
+    )
+    return Reason("memory", why, REMEDY)
 
 
 def _consumers_before(ledger: Ledger, run: Run) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import NOBODY
+from cluster.scheduler.refusals import has_refused
 from cluster.scheduler.sizes import SMALL_BYTES
 from cluster.scheduler.table import Run
 
@@ -13,14 +14,16 @@ __all__ = ["home"]
 def home(ledger: Ledger, row: int, run: Run, latest: int = NOBODY) -> int:
     """The worker that is preferred for the row, or holds most bytes of its inputs; NOBODY when there is none.
 
-    Of inputs that are small where they are is no reason. Then it is the worker that made the last of them, `latest`:
-    it has just got a slot free, and neighbours of the row become ready for it in the same step.
+    None that has refused an input of it. Of inputs that are small where they are is no reason. Then it is the worker
+    that made the last of them, `latest`: it has just got a slot free, and neighbours of the row become ready for it in
+    the same step.
     """
     table = ledger.table
     if run.options.get("allow_other_workers"):
         named = run.options.get("workers", ())
         for worker in ledger.workers.values():
-            if (worker.name in named or worker.address in named) and not worker.draining:
+            is_named = worker.name in named or worker.address in named
+            if is_named and not worker.draining and not has_refused(ledger, row, worker):
                 return worker.index
     held: dict[int, int] = {}
     holders, sizes, replicas = table.holder, table.nbytes, table.replicas
@@ -31,6 +34,8 @@ def home(ledger: Ledger, row: int, run: Run, latest: int = NOBODY) -> int:
             for other in replicas[source]:
                 held[other] = held.get(other, 0) + nbytes
     held.pop(NOBODY, None)  # what only a client has
+    if row in ledger.refusals:
+        held = {index: nbytes for index, nbytes in held.items() if not has_refused(ledger, row, ledger.workers[index])}
     if not held:
         return NOBODY
     if len(held) == 1:

@@ -116,9 +116,9 @@ def check_empty(ledger: Ledger) -> None:
     table = ledger.table
     assert table.rows_used == 0, f"{table.rows_used} rows are still in use"
     for name in (
-        "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "suspects", "contains",
-        "kept_rows", "aliases_of", "pushing", "spreads", "copying", "uncopied", "locating", "deferred", "parents",
-        "actors",
+        "clients", "client_of_peer", "functions", "failures", "failed_runs", "deaths", "missed", "refusals", "suspects",
+        "contains", "kept_rows", "aliases_of", "pushing", "spreads", "copying", "uncopied", "locating", "deferred",
+        "parents", "actors",
     ):  # fmt: skip
         kept = getattr(ledger, name)
         assert not kept, f"ledger.{name} still has {len(kept)} entries: {kept}"
@@ -512,6 +512,9 @@ def _check_side_tables(ledger: Ledger, live: list[int]) -> None:
     )
     for row in ledger.suspects:
         assert row in rows and table.state[row] != FINISHED, f"row {row} is a suspect, and has a value or is free"
+    for row in ledger.refusals:
+        unfinished = row in rows and table.state[row] in UNFINISHED
+        assert unfinished, f"row {row} is still noted as refused, and has ended or is free"
     for name in ("failed_runs", "deaths", "missed"):
         gone = sorted(set(getattr(ledger, name)) - rows)
         assert not gone, f"ledger.{name} remembers the rows {gone}, which are free"

@@ -126,6 +126,7 @@ class Ledger:
         self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
         self.deaths: dict[int, int] = {}  # row -> slots that died while running it
         self.missed: dict[int, int] = {}  # row -> runs that could not get an input
+        self.refusals: dict[int, dict[int, int]] = {}  # row -> worker without room for an input -> what it held then
         self.suspects: dict[int, Suspicion] = {}  # unfinished rows that were at a worker which ended
         self.contains: dict[int, list[int]] = {}  # row -> rows whose futures lie inside its value
         self.kept_rows: dict[int, int] = {}  # row -> values kept under names (`coordination.py`) with futures of it

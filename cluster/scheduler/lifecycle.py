@@ -172,6 +172,7 @@ class Lifecycle:
         run = ledger.run(row)
         if ledger.suspects:
             ledger.acquit(row)
+        ledger.refusals.pop(row, None)
         if row in ledger.parents:
             self.nesting.run_ended(row)
         if run.calls_actor:
@@ -233,6 +234,7 @@ class Lifecycle:
             self.actors.call_left(row, run)
         table.state[row] = FAILED
         table.holder[row] = -1
+        ledger.refusals.pop(row, None)
         ledger.failures[row] = failure
         ledger.tell_wanting(row, failure)
         if table.first_edge[row] >= 0:
@@ -433,6 +435,7 @@ class Lifecycle:
         if run.calls_actor:
             self.actors.call_left(row, run)
         self.ledger.table.state[row] = RELEASED
+        self.ledger.refusals.pop(row, None)
         self.ledger.take_arguments(run, 1)
         self.lineage.enter(row, run)
         self.leave_inputs(row)

@@ -62,6 +62,7 @@ class LinkedRows:
             worker.stopping
             or worker.suspended
             or ledger.suspects
+            or ledger.refusals
             or ledger.locating
             or ledger.aliases_of
             or run.calls_actor

@@ -208,6 +208,8 @@ class Scheduler:
         match message:
             case messages.RunFailed():
                 desk.run_failed(now, worker, message)
+                if message.kind == "full":
+                    self.client_desk.no_room(worker, message)
             case messages.Recalled():
                 desk.recalled(now, worker, message)
             case messages.Held():

@@ -6,7 +6,7 @@ from array import array
 from typing import Any
 
 from cluster.errors import ProtocolError
-from cluster.scheduler import holdings
+from cluster.scheduler import holdings, refusals
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Close, Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import LOOK_AGAIN_SECONDS, Placement
@@ -278,6 +278,13 @@ class WorkerDesk:
                 lifecycle.requeue(row, "input missing", f"at worker {worker.name}: {details.get('message', '')}")
                 return
             details["message"] = f"an input of {ledger.key(row)} could not be fetched in {misses} attempts"
+        elif message.kind == "full":
+            misses = ledger.missed[row] = ledger.missed.get(row, 0) + 1
+            refusals.note_refusal(ledger, row, worker)
+            if misses <= MISSES_ALLOWED and (run.calls_actor or refusals.is_worth_waiting(ledger, row)):
+                lifecycle.requeue(row, "input refused", f"at worker {worker.name}: {details.get('message', '')}")
+                return
+            details["remedy"] = "release values that are no longer needed, or give spilled ones more room on disk"
         elif message.kind == "died":
             self._note(worker, "task_died", row, run, details)
             deaths = ledger.deaths[row] = ledger.deaths.get(row, 0) + 1

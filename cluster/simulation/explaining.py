@@ -31,7 +31,7 @@ READY_REASONS = (
     "processes", "starting",
 )  # fmt: skip
 UNFINISHED = (WAITING, READY, GRANTED)
-JUDGED_KINDS = ("exception", "died", "timeout", "cancelled", "unrunnable")
+JUDGED_KINDS = ("exception", "died", "timeout", "cancelled", "unrunnable", "full")
 
 
 class ExplainWatch:

@@ -124,6 +124,7 @@ class Shape:
     ending_workers: float = 0.0
     timeouts: float = 0.0
     large: float = 0.0
+    large_bytes: tuple[int, ...] = LARGE_BYTES
     bulky: float = 0.0
     resources: float = 0.0
     named_workers: float = 0.0
@@ -212,7 +213,7 @@ class Workload:
             spec.seconds = spec.timeout_seconds * random.choice((0.01, 0.2, 20.0))
             spec.stubborn = random.random() < 0.3
         if random.random() < shape.large:
-            spec.nbytes = random.choice(LARGE_BYTES)
+            spec.nbytes = random.choice(shape.large_bytes)
         else:
             spec.nbytes = random.choice(SMALL_BYTES)
             if shape.bulky and random.random() < shape.bulky:
@@ -256,7 +257,7 @@ class Workload:
     def offered(self, client: int, references: tuple[Reference, ...]) -> Spec:
         """One more value that a client offers."""
         random = self._random
-        nbytes = random.choice(LARGE_BYTES if random.random() < self.shape.large else SMALL_BYTES)
+        nbytes = random.choice(self.shape.large_bytes if random.random() < self.shape.large else SMALL_BYTES)
         spec = Spec(len(self.specs), client, nbytes=nbytes, offered=True, references=references)
         self.specs.append(spec)
         return spec

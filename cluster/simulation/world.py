@@ -90,7 +90,7 @@ class World:
         if plan.mutes or plan.greed:
             self.workload.always_possible.add("died")  # who is silent counts as ended, whatever became of it
         if no_room or plan.spill_failures:
-            self.workload.always_possible.add("exception")
+            self.workload.always_possible |= {"exception", "full"}
         self.healed = False
         self.index_of: dict[tuple[bytes, int], int] = {}  # (client's id, number) -> the spec's index
         self.agents: dict[str, AgentProcess] = {}  # by address, the dead ones too

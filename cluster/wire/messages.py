@@ -206,9 +206,9 @@ class Finished(NamedTuple):
 class Failed(NamedTuple):
     """These numbers ended without a value.
 
-    `kind` is "exception", "died", "timeout", "cancelled", "lost", "unserializable", "unrunnable" or "import". `error`
-    is a value (see payload.py) of the exception, or empty. `details` is bounded text by name: type, message, traceback,
-    key, worker, attempt, cause, lines, remedy.
+    `kind` is "exception", "died", "timeout", "cancelled", "lost", "full", "unserializable", "unrunnable" or "import".
+    `error` is a value (see payload.py) of the exception, or empty. `details` is bounded text by name: type, message,
+    traceback, key, worker, attempt, cause, lines, remedy.
     """
 
     runs: list[int]
@@ -293,7 +293,8 @@ class RunFailed(NamedTuple):
     """One run that ended without a value; `kind`, `error` and `details` as in Failed.
 
     "cancelled" is also the answer for a run that the scheduler asked to stop. "missing" is for an input that could not
-    be fetched: then `details` has "row", "attempt" (the value's) and "address" (the holder's).
+    be fetched: then `details` has "row", "attempt" (the value's) and "address" (the holder's). "full": the
+    worker had no room for an input.
     """
 
     epoch: int

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from cluster.units import format_bytes
 from cluster.wire import messages
 from cluster.worker.events import (
     CreateSegment,
@@ -235,7 +236,7 @@ class Supply:
         else:
             want = self._fetching.failed(address, key)
         if want is not None:
-            self._give_up(want, address, reason)
+            self._give_up(want, address, reason, kind="full" if kind == "full" else "missing")
 
     def order(self, entries: list[Any]) -> None:
         """Get copies that the scheduler wants here."""
@@ -281,10 +282,9 @@ class Supply:
         row, attempt = arrival.row, arrival.attempt
         if arrival.peer != _NOBODY:
             self._ledger.effects.append(ToPeer(arrival.peer, messages.PutDone(row, attempt, reason)))
-            return
         want = self._fetching.forget(value_key(attempt, row))
         if want is not None:
-            self._give_up(want, "", reason)
+            self._give_up(want, "", reason, kind="full")
 
     def awaits_segment(self, request: int) -> bool:
         """Whether that request was made here."""
@@ -468,20 +468,25 @@ class Supply:
             self._fetching.forget(value_key(want.attempt, want.row))
             self._give_up(want, want.tried[-1], "it is not there")
 
-    def _give_up(self, want: Want, address: str, reason: str) -> None:
+    def _give_up(self, want: Want, address: str, reason: str, *, kind: str = "missing") -> None:
         row, attempt = want.row, want.attempt
+        message = f"an input of {want.nbytes} bytes could not be fetched from {address or 'any agent'}: {reason}"
+        if kind == "full":
+            limit = format_bytes(self._memory.limit_bytes)
+            message = (
+                f"there is no room for an input of {format_bytes(want.nbytes)} beside what is held in {limit}: {reason}"
+            )
         if want.begun:
             self._ledger.effects.append(GiveUpFetch(row, attempt))
         if want.ordered or want.begun:
             self._ledger.send(messages.FetchFailed(self._ledger.epoch, row, attempt, address, reason))
         for assignment, index in want.waiting:
             if self.stop_waiting(assignment, index):
-                holder = address or "any agent"
                 details = {
-                    "message": f"an input of {want.nbytes} bytes could not be fetched from {holder}: {reason}",
+                    "message": message,
                     "row": row,
                     "attempt": attempt,
                     "address": address,
                     "addresses": list(want.tried),
                 }
-                self._ledger.failed(assignment, index, "missing", b"", details)
+                self._ledger.failed(assignment, index, kind, b"", details)

@@ -349,3 +349,16 @@ def test_a_quota_is_kept_by_values_made_on_disk_too_and_is_the_reason_in_the_end
     assert not model.agent.workforce.segments.awaited
     assert "quota" in model.answers[0].reason
     assert not model.placed
+
+
+def test_an_input_that_no_room_is_found_for_is_told_as_such_with_the_figure_and_the_limit() -> None:
+    model = AgentModel(slots=1, limit_bytes=LIMIT, quota_bytes=MIB)
+    for attempt in (1, 2, 3):
+        make(model, attempt)
+    model.tell(grant(4, 1, values=[[9, 1, 11 * MIB, ["tcp://a:1"]]], needs=[[0]]))
+    model.feed(events.ValueFetched("tcp://a:1", 9, 1, 11 * MIB, bytes(11 * MIB), ""))
+    model.wait(20.0)
+    failed = [message for message in model.sent if isinstance(message, messages.RunFailed)]
+    assert [each.kind for each in failed] == ["full"]
+    assert "no room for an input of 11.0 MiB beside what is held in 100 MiB" in failed[0].details["message"]
+    assert "quota" in failed[0].details["message"]

@@ -105,7 +105,8 @@ def test_no_room_fails_the_task_and_blames_no_holder() -> None:
     assert [fetch.address for fetch in model.fetches] == [A]
     model.expect(messages.FetchFailed)
     failed = model.expect(messages.RunFailed)
-    assert (failed.kind, failed.details["address"]) == ("missing", "")
+    assert (failed.kind, failed.details["address"]) == ("full", "")
+    assert "no room for an input of 40.0 MiB" in failed.details["message"]
     assert "the store is full" in failed.details["message"]
 
 
