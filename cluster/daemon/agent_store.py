@@ -41,8 +41,10 @@ _LARGE_BYTES: Final = 1024 * 1024
 _STEP_SECONDS: Final = 0.002
 # Free segments go back to the system after so long.
 IDLE_SECONDS: Final = 30.0
-# The kernel is asked about so many segments when one is wanted, and in one look at those that were open: 4 µs each.
+# The kernel is asked about so many segments when one is wanted, when a large one is made (which takes 0.3 ms or more),
+# and in one look at those that were open: 4 µs each.
 _ASKED_AT_ONCE: Final = 4
+_ASKED_A_MAKE: Final = 16
 _ASKED_A_LOOK: Final = 64
 # However many files may be open: the kernel keeps a kilobyte for each.
 _DESCRIPTORS_LIMIT: Final = 16_384
@@ -261,8 +263,7 @@ class Store:
 
     def look(self) -> None:
         """Look whether open segments were let go of, and give back what has been free for long; now and then."""
-        for segment in self._book.next_open(_ASKED_A_LOOK):
-            self._look_at(segment)
+        self._look_at_some(_ASKED_A_LOOK)
         self._give_back(self._book.idle(time.monotonic() - IDLE_SECONDS))
 
     def close(self) -> None:
@@ -283,6 +284,10 @@ class Store:
                 return segment
             self._book.was_opened(segment)
         return next(filter(self._look_at, self._book.open_of_class(nbytes, _ASKED_AT_ONCE)), None)
+
+    def _look_at_some(self, limit: int) -> None:
+        for segment in self._book.next_open(limit):
+            self._look_at(segment)
 
     def _look_at(self, segment: KnownSegment) -> bool:
         """Look at an open segment; whether it can be used again now."""
@@ -325,6 +330,8 @@ class Store:
         return excess <= 0
 
     def _make(self, nbytes: int, then: Callable[[str, str], None]) -> None:
+        if nbytes >= _LARGE_BYTES:
+            self._look_at_some(_ASKED_A_MAKE)  # what was let go of since may go for this one
         self._give_back(self._book.displaced(nbytes))
         if not self._make_room(whole_pages(nbytes)):
             self._make_on_disk(nbytes, f"{format_bytes(nbytes)} more would pass the worker's memory limit", then)
