@@ -152,7 +152,7 @@ class ClientDesk:
         else:
             owner = NOBODY
             if message.options.get("allow_other_workers"):
-                owner = home(self.ledger, start, run)
+                owner = home(self.ledger, start, run, table.inputs_of(start))
             self.ledger.make_ready(run, owner, start, stop)
 
     def _new_run(

@@ -18,8 +18,8 @@ from cluster.wire import messages
 
 __all__ = ["extend_run", "kept_options"]
 
-LARGEST_RUN_TASKS = 16_384
-LARGEST_RUN_INPUTS = 1 << 17
+LARGEST_RUN_TASKS = 131_072  # their rows are used again when the last of them is forgotten
+LARGEST_RUN_INPUTS = 1 << 20
 LARGEST_RUN_BYTES = 1 << 20  # of arguments: they are kept until the last task of the run is forgotten
 SUBMITTED_TOGETHER_SECONDS = 1.0  # a run knows one time of its submission
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import NOBODY
 from cluster.scheduler.refusals import has_refused
@@ -11,8 +13,8 @@ from cluster.scheduler.table import Run
 __all__ = ["home"]
 
 
-def home(ledger: Ledger, row: int, run: Run, latest: int = NOBODY) -> int:
-    """The worker that is preferred for the row, or holds most bytes of its inputs; NOBODY when there is none.
+def home(ledger: Ledger, row: int, run: Run, sources: array[int], latest: int = NOBODY) -> int:
+    """The worker that is preferred for a row, or holds most bytes of its inputs, `sources`; NOBODY when there is none.
 
     None that has refused an input of it. Of inputs that are small where they are is no reason. Then it is the worker
     that made the last of them, `latest`: it has just got a slot free, and neighbours of the row become ready for it in
@@ -25,9 +27,15 @@ def home(ledger: Ledger, row: int, run: Run, latest: int = NOBODY) -> int:
             is_named = worker.name in named or worker.address in named
             if is_named and not worker.draining and not has_refused(ledger, row, worker):
                 return worker.index
-    held: dict[int, int] = {}
     holders, sizes, replicas = table.holder, table.nbytes, table.replicas
-    for source in table.inputs_of(row):
+    if (
+        latest != NOBODY
+        and row not in ledger.refusals
+        and sum(map(sizes.__getitem__, sources)) + len(sources) <= SMALL_BYTES
+    ):
+        return latest  # as below, whoever holds the others
+    held: dict[int, int] = {}
+    for source in sources:
         holder, nbytes = holders[source], sizes[source] + 1
         held[holder] = held.get(holder, 0) + nbytes
         if source in replicas:

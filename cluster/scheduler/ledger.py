@@ -389,9 +389,41 @@ class Ledger:
     def order_free(self, worker_index: int, attempt: int, row: int, count: int = 1) -> None:
         """Order a worker to free consecutive values; orders are gathered until the outbox is taken."""
         worker = self.workers.get(worker_index)
-        if worker is None or worker.lost:
+        if worker is not None:
+            self._order_free(worker, attempt, row, count)
+
+    def free_values(self, worker_index: int, attempt: int, row: int, count: int, nbytes: int) -> None:
+        """Order a worker to free consecutive values of so many bytes, which count as its no longer."""
+        worker = self.workers.get(worker_index)
+        if worker is not None:
+            self._order_free(worker, attempt, row, count)
+            self._count_out(worker, nbytes, count)
+
+    def free_apart(self, rows: range, attempts: array[int], holders: array[int], sizes: array[int]) -> None:
+        """As `free_values` for rows that are not consecutive; what is known of each stands in columns."""
+        workers, frees = self.workers, self._frees
+        for row, attempt, holder, size in zip(rows, attempts, holders, sizes, strict=True):
+            worker = workers.get(holder)
+            if worker is None:
+                continue
+            worker.held_values -= 1
+            worker.held_bytes -= size
+            if worker.is_full:
+                self.relieved[holder] = None
+            if worker.lost:
+                continue
+            orders = frees.get(holder)
+            if orders is None:
+                frees[holder] = [attempt, row, 1]
+            elif orders[-3] == attempt and orders[-2] + orders[-1] == row:
+                orders[-1] += 1
+            else:
+                orders += (attempt, row, 1)
+
+    def _order_free(self, worker: WorkerRecord, attempt: int, row: int, count: int) -> None:
+        if worker.lost:
             return
-        orders = self._frees.setdefault(worker_index, [])
+        orders = self._frees.setdefault(worker.index, [])
         if orders and orders[-3] == attempt and orders[-2] + orders[-1] == row:
             orders[-1] += count
         else:
@@ -404,14 +436,17 @@ class Ledger:
             worker.held_values += 1
             worker.held_bytes += nbytes
 
-    def count_out(self, worker_index: int, nbytes: int, values: int = 1) -> None:
-        """A worker holds so many values and bytes less."""
+    def count_out(self, worker_index: int, nbytes: int) -> None:
+        """A worker holds one value less."""
         worker = self.workers.get(worker_index)
         if worker is not None:
-            worker.held_values -= values
-            worker.held_bytes -= nbytes
-            if worker.is_full:
-                self.relieved[worker_index] = None
+            self._count_out(worker, nbytes, 1)
+
+    def _count_out(self, worker: WorkerRecord, nbytes: int, values: int) -> None:
+        worker.held_values -= values
+        worker.held_bytes -= nbytes
+        if worker.is_full:
+            self.relieved[worker.index] = None
 
     def take_outbox(self) -> list[tuple[int, Any]]:
         """All that is to be sent, in order; the outbox is empty then."""

@@ -28,7 +28,7 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lineage import Lineage
-from cluster.scheduler.linked import LinkedRows
+from cluster.scheduler.linked import ROW_IN_INPUTS, LinkedRows
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.recomputing import cannot_recompute
 from cluster.scheduler.sizes import SMALL_BYTES
@@ -117,7 +117,8 @@ class Lifecycle:
         elif run.calls_actor:
             self.actors.startable(row, run)
         else:
-            self.ledger.make_ready(run, home(self.ledger, row, run), row, row + 1)
+            owner = home(self.ledger, row, run, self.ledger.table.inputs_of(row))
+            self.ledger.make_ready(run, owner, row, row + 1)
 
     def join(self, sources: array[int], run: Run) -> int:
         """A row that stands for the inputs which all tasks of a run share, and holds them."""
@@ -384,7 +385,7 @@ class Lifecycle:
     @property
     def has_unneeded(self) -> bool:
         """Whether `drain` has something to do."""
-        return bool(self._unneeded or self._cascades)
+        return bool(self._unneeded or self._cascades or self.lineage.has_too_many)
 
     def drain(self, rows: int) -> None:
         """Release or forget what nobody needs, at most so many rows now: an ancestry may be a million long.
@@ -392,10 +393,13 @@ class Lifecycle:
         A row may have been wanted again, or freed, since it was noted; that is seen here.
         """
         table, unneeded = self.ledger.table, self._unneeded
-        while unneeded and rows > 0:
+        while rows > 0 and (unneeded or self.lineage.has_too_many):
+            if not unneeded:
+                rows -= 1 + self.lineage.give_up() // ROW_IN_INPUTS
+                continue
             rows = self.linked.release(rows)
             if not unneeded or rows <= 0:
-                break
+                continue
             rows -= 1
             row = unneeded.pop()
             state = table.state[row]
@@ -409,8 +413,6 @@ class Lifecycle:
                     self._forget(row, run)
                     continue
                 self.lineage.enter(row, run)
-                if run.offered:
-                    self.lineage.disinherit(row)
             elif state in (WAITING, READY):
                 if state == READY:
                     self.ledger.not_ready(row)
@@ -465,10 +467,9 @@ class Lifecycle:
             end = row + 1
             while end < stop and table.attempt[end] == attempt and table.holder[end] == holder:
                 end += 1
-            ledger.order_free(holder, attempt, row, end - row)
-            ledger.count_out(holder, sum(table.nbytes[row:end]), end - row)
+            ledger.free_values(holder, attempt, row, end - row, sum(table.nbytes[row:end]))
             row = end
-        if table.free_rows(run, start, stop):
+        if table.free_rows(run, range(start, stop)):
             self._forget_run(run)
         return True
 
@@ -481,8 +482,7 @@ class Lifecycle:
         if table.flags[row] & INTERMEDIATE:
             holdings.forget(ledger, row)
         for worker_index in table.holders(row):
-            ledger.order_free(worker_index, attempt, row)
-            ledger.count_out(worker_index, nbytes)
+            ledger.free_values(worker_index, attempt, row, 1, nbytes)
         table.holder[row] = -1
         table.replicas.pop(row, None)
         self._stop_pushing(row)

@@ -23,54 +23,92 @@ class Lineage:
     def __init__(self, ledger: Ledger, unneeded: list[int]) -> None:
         self._ledger = ledger
         self._unneeded = unneeded  # shared with the lifecycle: rows to be looked at again
+        self._crowded: dict[bytes, ClientRecord] = {}  # clients that have too many recipes
 
-    def enter(self, row: int, run: Run) -> None:
-        """A row was released and stays as a recipe."""
-        table, client = self._ledger.table, run.client
-        last = client.newest_recipe
-        table.recipe_before[row] = last
+    def enter(self, row: int, run: Run) -> int:
+        """A row was released and stays as a recipe, if it is one; how many inputs and heirs were looked at."""
+        table = self._ledger.table
+        if run.offered or table.flags[row] & NO_RECIPE:
+            return self.disinherit(row)
         table.recipe_after[row] = _END
-        if last >= 0:
-            table.recipe_after[last] = row
-        else:
-            client.oldest_recipe = row
-        client.newest_recipe = row
-        client.recipe_rows += 1
-        client.recipe_bytes += run.argument_bytes(row)
-        self._keep_bounds(client)
+        self._append(row, row, run.client, 1, run.argument_bytes(row))
+        return 0
 
-    def enter_span(self, start: int, stop: int, run: Run) -> None:
-        """Consecutive rows of a run were released and stay as recipes."""
-        table, client = self._ledger.table, run.client
-        last = client.newest_recipe
-        table.recipe_before[start:stop] = array("i", range(start - 1, stop - 1))
-        table.recipe_after[start:stop] = array("i", range(start + 1, stop + 1))
-        table.recipe_before[start] = last
-        table.recipe_after[stop - 1] = _END
-        if last >= 0:
-            table.recipe_after[last] = start
-        else:
-            client.oldest_recipe = start
-        client.newest_recipe = stop - 1
-        client.recipe_rows += stop - start
-        client.recipe_bytes += run.argument_bytes(start, stop - start)
-        self._keep_bounds(client)
+    def enter_rows(self, rows: range, run: Run) -> int:
+        """As `enter` for several rows of a run of which no flag but NO_RECIPE is set."""
+        table = self._ledger.table
+        span = slice(rows.start, rows.stop, rows.step)
+        if run.offered or NO_RECIPE in table.flags[span]:
+            # Those that are no recipes come first: their heirs are the others' heirs as well, often.
+            looked_at = sum(self.disinherit(row) for row in rows if table.flags[row] & NO_RECIPE and table.heirs[row])
+            return looked_at + sum(self.enter(row, run) for row in rows if table.heirs[row])
+        last, step = rows[-1], rows.step
+        table.recipe_before[span] = array("i", range(rows.start - step, last, step))
+        table.recipe_after[span] = array("i", range(rows.start + step, last + step + 1, step))
+        table.recipe_after[last] = _END
+        self._append(rows.start, last, run.client, len(rows), run.argument_bytes_of_rows(rows))
+        return 0
 
-    def _keep_bounds(self, client: ClientRecord) -> None:
+    def _append(self, first: int, last: int, client: ClientRecord, count: int, nbytes: int) -> None:
+        """Put linked rows at the end of their client's list."""
+        table, newest = self._ledger.table, client.newest_recipe
+        table.recipe_before[first] = newest
+        if newest >= 0:
+            table.recipe_after[newest] = first
+        else:
+            client.oldest_recipe = first
+        client.newest_recipe = last
+        client.recipe_rows += count
+        client.recipe_bytes += nbytes
+        if self._has_too_many(client):
+            self._crowded[client.identity] = client
+
+    def _has_too_many(self, client: ClientRecord) -> bool:
         settings = self._ledger.settings
-        while client.recipe_rows > settings.lineage_rows or client.recipe_bytes > settings.lineage_bytes:
-            oldest = client.oldest_recipe
+        return client.recipe_rows > settings.lineage_rows or client.recipe_bytes > settings.lineage_bytes
+
+    @property
+    def has_too_many(self) -> bool:
+        """Whether `give_up` has something to do."""
+        return bool(self._crowded)
+
+    def give_up(self) -> int:
+        """Give up the oldest recipe of a client that has too many, and what cannot be computed again without it.
+
+        Nothing else may be unneeded. How many inputs and heirs were looked at.
+        """
+        identity, client = next(iter(self._crowded.items()))
+        if not self._has_too_many(client):
+            del self._crowded[identity]
+            return 0
+        oldest = client.oldest_recipe
+        if self._ledger.table.holds[oldest]:  # the client has the bytes, so the row stays when its heirs have gone
             self.leave(oldest, self._ledger.run(oldest))
-            self.disinherit(oldest)
-            self._unneeded.append(oldest)
+        return self.disinherit(oldest)
 
     def leave(self, row: int, run: Run) -> None:
         """A released row is needed again, or forgotten; does nothing if it was given up before."""
-        table, client = self._ledger.table, run.client
-        before, after = table.recipe_before[row], table.recipe_after[row]
-        if after == NOT_LISTED:
+        if self._ledger.table.recipe_after[row] != NOT_LISTED:
+            self._take_out(row, row, run.client, 1, run.argument_bytes(row))
+
+    def leave_rows(self, rows: range, run: Run) -> None:
+        """Released rows of a run are forgotten; those that were given up before are passed over."""
+        last, step = rows[-1], rows.step
+        listed = self._ledger.table.recipe_after[rows.start : rows.stop : step]
+        if listed.count(NOT_LISTED) == len(rows):
             return
-        table.recipe_after[row] = NOT_LISTED
+        if listed[:-1] == array("i", range(rows.start + step, last + 1, step)) and listed[-1] != NOT_LISTED:
+            self._take_out(rows.start, last, run.client, len(rows), run.argument_bytes_of_rows(rows))
+            self._ledger.table.recipe_after[rows.start : rows.stop : step] = array("i", (NOT_LISTED,)) * len(rows)
+        else:
+            for row in rows:
+                self.leave(row, run)
+
+    def _take_out(self, first: int, last: int, client: ClientRecord, count: int, nbytes: int) -> None:
+        """Take linked rows out of their client's list."""
+        table = self._ledger.table
+        before, after = table.recipe_before[first], table.recipe_after[last]
+        table.recipe_after[last] = NOT_LISTED
         if before >= 0:
             table.recipe_after[before] = after
         else:
@@ -79,30 +117,25 @@ class Lineage:
             table.recipe_before[after] = before
         else:
             client.newest_recipe = before
-        client.recipe_rows -= 1
-        client.recipe_bytes -= run.argument_bytes(row)
+        client.recipe_rows -= count
+        client.recipe_bytes -= nbytes
 
-    def leave_span(self, start: int, stop: int, run: Run) -> None:
-        """Consecutive released rows of a run are forgotten; those that were given up before are passed over."""
-        table, client = self._ledger.table, run.client
-        if table.recipe_after[start : stop - 1] != array("i", range(start + 1, stop)):
-            for row in range(start, stop):
-                self.leave(row, run)
-            return
-        others = stop - start - 1
-        table.recipe_after[start] = table.recipe_after[stop - 1]
-        table.recipe_after[start + 1 : stop] = array("i", (NOT_LISTED,)) * others
-        client.recipe_rows -= others
-        client.recipe_bytes -= run.argument_bytes(start + 1, others)
-        self.leave(start, run)
+    def disinherit(self, row: int) -> int:
+        """The row is no recipe (any more): its heirs can no longer be computed again, and need their inputs no more.
 
-    def disinherit(self, row: int) -> None:
-        """Give the row up as a recipe: its heirs can no longer be computed again."""
-        table = self._ledger.table
-        for heir in list(table.dependents(row)):
-            if table.flags[heir] & NO_RECIPE:
-                continue
-            table.flags[heir] |= NO_RECIPE
-            for source in table.inputs_of(heir):
-                if table.drop_heir(source) == 0:
-                    self._unneeded.append(source)
+        How many inputs and heirs were looked at.
+        """
+        table, looked_at = self._ledger.table, 0
+        flags = table.flags
+        is_walked = row in table.walked
+        table.walked.add(row)  # it is about to lose all its heirs: to rebuild its edges in between would be for nothing
+        for heir in table.dependents(row):
+            looked_at += 1
+            if not flags[heir] & NO_RECIPE:
+                flags[heir] |= NO_RECIPE
+                sources = table.inputs_of(heir)
+                looked_at += len(sources)
+                self._unneeded.extend(table.drop_heirs(sources))
+        if not is_walked:
+            table.walked.discard(row)
+        return looked_at

@@ -35,6 +35,7 @@ from cluster.scheduler.workers import WorkerRecord
 __all__ = ["LinkedRows"]
 
 ROW_IN_INPUTS = 8  # to leave so many inputs takes as long as to forget a row does otherwise
+STRIDED_LEAST = 8  # rows apart from each other: fewer are looked at one by one
 SPAN_LEAST = 1024  # a span may cost so much, however little of a limit is left: what follows from it comes in spans too
 
 
@@ -100,11 +101,20 @@ class LinkedRows:
             starts = run.dependency_starts
             left = []
             for source in run.dependencies[starts[place] : starts[place + len(sizes)]]:
-                holds[source] -= 1
-                if not holds[source]:
+                reasons = holds[source] = holds[source] - 1
+                if not reasons:
                     left.append(source)
-            left.sort(reverse=True)  # the tasks of a shuffle each take one of every stretch, in turn
-            unneeded.extend(left)
+            self._note_unneeded(left, run, len(sizes))
+
+    def _note_unneeded(self, inputs: list[int], run: Run, count: int) -> None:
+        """Inputs of so many tasks of a run are needed no more.
+
+        The tasks of a shuffle each take one of every stretch, in turn: in each stretch lies a row of every task. In one
+        order or the other rows follow each other that are as far apart as their neighbours.
+        """
+        if run.inputs_of_one <= count:
+            inputs.sort(reverse=True)
+        self._unneeded.extend(inputs)
 
     def _tell(self, run: Run, first: int, stop: int, offsets: array[int], blob: bytes) -> None:
         """Tell the owner of those values that it wants, and end what kept a row until it ended."""
@@ -151,16 +161,19 @@ class LinkedRows:
 
     def _make_ready(self, woken: list[int], latest: int) -> None:
         """All inputs of these waiting rows have values; neighbours with one home become ready as one span."""
-        ledger, run_of = self._ledger, self._ledger.table.run_of
+        ledger, table = self._ledger, self._ledger.table
+        run_of = table.run_of
         start = stop = -1
-        owner, listed = NOBODY, None
+        owner, preferred, listed, shared = NOBODY, NOBODY, None, None
         for row in woken:
             run = run_of[row]
             assert run is not None
             if run.is_join or run.calls_actor:
                 self._may_start(row, run)
                 continue
-            preferred = home(ledger, row, run, latest)
+            sources = table.inputs_of(row)
+            if run is not listed or sources != shared or ledger.refusals:
+                preferred, shared = home(ledger, row, run, sources, latest), sources
             if row == stop and run is listed and preferred == owner and not ledger.suspects:  # these stand apart
                 stop += 1
                 continue
@@ -189,13 +202,13 @@ class LinkedRows:
             run = run_of[row]
             if apart:
                 apart -= 1
-            elif run is not None and not run.offered and not run.is_join:
-                count = self._neighbours(max(limit, SPAN_LEAST) // (1 + run.inputs_of_one // ROW_IN_INPUTS))
-                cost = self._release_span(min(row, unneeded[-count]), count, run, freed) if count > 1 else 0
+            elif row_state != FREE and run is not None and not run.offered and not run.is_join:
+                rows = self._neighbours(run, max(limit, SPAN_LEAST) // (1 + run.inputs_of_one // ROW_IN_INPUTS))
+                cost = self._release_rows(rows, run, freed) if len(rows) > 1 else 0
                 if cost:
                     limit -= cost
                     continue
-                apart = count - 1
+                apart = len(rows) - 1
             if row_state == FREE or holds[row] > 0:
                 unneeded.pop()
             elif run is None or run.offered or run.is_join:
@@ -204,10 +217,10 @@ class LinkedRows:
                 unneeded.pop()
                 if table.flags[row] & INTERMEDIATE:
                     holdings.forget(ledger, row)
-                freed.add(row, row + 1)
+                freed.add(range(row, row + 1))
                 state[row] = RELEASED
                 if heirs[row]:
-                    lineage.enter(row, run)
+                    limit -= lineage.enter(row, run) // ROW_IN_INPUTS
                 else:
                     self.forget(row, run)
                     limit -= run.inputs_of_one // ROW_IN_INPUTS
@@ -222,75 +235,64 @@ class LinkedRows:
         freed.order()
         return limit
 
-    def _neighbours(self, limit: int) -> int:
-        """How many rows at the end of the list of unneeded ones are consecutive, upwards or downwards."""
-        unneeded = self._unneeded
-        limit = min(limit, len(unneeded))
-        last = unneeded[-1]
-        step = unneeded[-2] - last if limit > 1 else 0
-        count = 1
-        if step in (1, -1):
-            while count < limit and unneeded[-1 - count] == last + step * count:
-                count += 1
-        return count
+    def _neighbours(self, run: Run, limit: int) -> range:
+        """Those rows of a run at the end of the list of unneeded ones, at most so many, that are equally far apart.
 
-    def _release_span(self, first: int, count: int, run: Run, freed: _Freed) -> int:
+        They rise.
+        """
+        unneeded = self._unneeded
+        last = unneeded[-1]
+        step = unneeded[-2] - last if len(unneeded) > 1 else 0
+        if not step:
+            return range(last, last + 1)
+        in_run = run.start + run.count - last if step > 0 else last - run.start + 1
+        limit = min(limit, len(unneeded), -(in_run // -abs(step)))
+        count = 1
+        while count < limit and unneeded[-1 - count] == last + step * count:
+            count += 1
+        if count == 1 or (count < STRIDED_LEAST and step not in (1, -1)):
+            return range(last, last + 1)
+        return range(last, last + step * count, step) if step > 0 else range(last + step * (count - 1), last + 1, -step)
+
+    def _release_rows(self, rows: range, run: Run, freed: _Freed) -> int:
         """Release or forget the last of the unneeded rows, if they are alike; what that costs, 0 if they are not."""
-        table, lineage = self._ledger.table, self._lineage
-        stop = first + count
-        row_state, heirs = table.state[first], table.heirs[first:stop]
-        has_heirs = 0 not in heirs
+        table, lineage, count = self._ledger.table, self._lineage, len(rows)
+        span = slice(rows.start, rows.stop, rows.step)
+        row_state, flags, heirs = table.state[rows.start], table.flags[span], table.heirs[span]
+        has_heirs, plain = 0 not in heirs, flags.count(0)
         if (
-            first < run.start
-            or stop > run.start + run.count
-            or row_state not in (FINISHED, RELEASED)
+            row_state not in (FINISHED, RELEASED)
             or (has_heirs and row_state == RELEASED)
-            or table.state.count(row_state, first, stop) != count
-            or table.flags.count(0, first, stop) != count
-            or any(table.holds[first:stop])
+            or table.state[span].count(row_state) != count
+            or plain + flags.count(NO_RECIPE) != count
+            or any(table.holds[span])
             or (not has_heirs and any(heirs))
         ):
             return 0
         del self._unneeded[-count:]
         if row_state == FINISHED:
-            freed.add(first, stop)
-            table.state[first:stop] = bytes((RELEASED,)) * count
+            freed.add(rows)
+            table.state[span] = bytes((RELEASED,)) * count
             if has_heirs:
-                lineage.enter_span(first, stop, run)
-                return count
+                return count + lineage.enter_rows(rows, run) // ROW_IN_INPUTS
         else:
-            lineage.leave_span(first, stop, run)
-        self._forget_span(first, stop, run)
-        return count * (1 + run.inputs_of_one // ROW_IN_INPUTS)
-
-    def _forget_span(self, first: int, stop: int, run: Run) -> None:
-        """Free rows that have their recipes, as `forget` does; what only they needed comes next, in spans again."""
-        table = self._ledger.table
-        starts = run.dependency_starts
-        if starts is not None:
-            heirs, holds, left = table.heirs, table.holds, []
-            for source in run.dependencies[starts[first - run.start] : starts[stop - run.start]]:
-                if heirs[source] == 1 and not holds[source]:
-                    heirs[source] = 0
-                    left.append(source)
-                else:
-                    table.drop_heir(source)
-            left.sort(reverse=True)
-            self._unneeded.extend(left)
-        if table.free_rows(run, first, stop):
+            lineage.leave_rows(rows, run)
+        if plain == count:
+            sources = run.inputs_of_rows(rows)
+        else:
+            sources = [source for row in rows if not table.flags[row] for source in table.inputs_of(row)]
+        if table.free_rows(run, rows):
             self._run_forgotten(run)
+        self._note_unneeded(table.drop_heirs(sources), run, count)
+        return count * (1 + run.inputs_of_one // ROW_IN_INPUTS)
 
     def forget(self, row: int, run: Run) -> None:
         """Free a row of which no side table says anything; its ancestors that only it needed come next."""
         table = self._ledger.table
-        starts = run.dependency_starts
-        if starts is not None and not table.flags[row] & NO_RECIPE:
-            place = row - run.start
-            for source in run.dependencies[starts[place] : starts[place + 1]]:
-                if table.drop_heir(source) == 0 and table.holds[source] == 0:
-                    self._unneeded.append(source)
+        sources = () if table.flags[row] & NO_RECIPE else table.inputs_of(row)
         if table.free(row):
             self._run_forgotten(run)
+        self._unneeded.extend(table.drop_heirs(sources))
 
 
 class _Freed:
@@ -303,8 +305,18 @@ class _Freed:
         self.start = self.stop = self.attempt = self.holder = -1
         self.nbytes = 0
 
-    def add(self, first: int, stop: int) -> None:
-        """The values of consecutive rows."""
+    def add(self, rows: range) -> None:
+        """The values of rows that rise."""
+        table = self.ledger.table
+        holders, span = table.holder, slice(rows.start, rows.stop, rows.step)
+        if rows.step == 1:
+            self._add_consecutive(rows.start, rows.stop)
+        else:
+            self.order()
+            self.ledger.free_apart(rows, table.attempt[span], holders[span], table.nbytes[span])
+        holders[span] = array("i", (-1,)) * len(rows)
+
+    def _add_consecutive(self, first: int, stop: int) -> None:
         table = self.ledger.table
         attempts, holders = table.attempt, table.holder
         row = first
@@ -319,11 +331,8 @@ class _Freed:
             self.stop = end
             self.nbytes += sum(table.nbytes[row:end])
             row = end
-        holders[first:stop] = array("i", (-1,)) * (stop - first)
 
     def order(self) -> None:
         if self.holder >= 0:
-            count = self.stop - self.start
-            self.ledger.order_free(self.holder, self.attempt, self.start, count)
-            self.ledger.count_out(self.holder, self.nbytes, count)
+            self.ledger.free_values(self.holder, self.attempt, self.start, self.stop - self.start, self.nbytes)
         self.stop = self.holder = -1

@@ -420,28 +420,26 @@ class Placement:
             values = [self._location(source, worker, grant) for source in shared]
             return b"", array("I", range(len(values))).tobytes(), values
         run = grant.run
-        starts, indices = array("I", (0,)), array("I")
-        values = []
-        place_of: dict[int, int] = {}
+        starts, sources = array("I", (0,)), array("q")
+        assert run.dependency_starts is not None
+        for start, stop in grant.spans:
+            mine = run.dependency_starts[start - run.start : stop - run.start + 1]
+            shift = len(sources) - mine[0]
+            starts.extend([position + shift for position in mine[1:]])
+            sources += run.dependencies[mine[0] : mine[-1]]
+        place_of = {source: place for place, source in enumerate(dict.fromkeys(sources))}
+        indices = array("I", map(place_of.__getitem__, sources))
         holder, replicas, nbytes, attempt, run_of = (
             table.holder, table.replicas, table.nbytes, table.attempt, table.run_of,
         )  # fmt: skip
         workers = self.ledger.workers
-        assert run.dependency_starts is not None
-        for start, stop in grant.spans:
-            mine = run.dependency_starts[start - run.start : stop - run.start + 1]
-            shift = len(indices) - mine[0]
-            starts.extend([position + shift for position in mine[1:]])
-            for source in run.dependencies[mine[0] : mine[-1]]:
-                place = place_of.get(source)
-                if place is None:
-                    place = place_of[source] = len(values)
-                    size, source_run = nbytes[source], run_of[source]
-                    if size > SMALL_BYTES or source in replicas or source_run is None or source_run.offered:
-                        values.append(self._location(source, worker, grant))
-                    else:
-                        values.append([source, attempt[source], size, workers[holder[source]].addresses])
-                indices.append(place)
+        values = []
+        for source in place_of:
+            size, source_run = nbytes[source], run_of[source]
+            if size > SMALL_BYTES or source in replicas or source_run is None or source_run.offered:
+                values.append(self._location(source, worker, grant))
+            else:
+                values.append([source, attempt[source], size, workers[holder[source]].addresses])
         return starts.tobytes(), indices.tobytes(), values
 
     def _location(self, source: int, worker: WorkerRecord, grant: GrantRecord) -> list[Any]:

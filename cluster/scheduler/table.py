@@ -37,7 +37,7 @@ a list in which stale edges prevail is rebuilt (amortised constant cost).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.scheduler.sizes import OutputSizes
@@ -77,7 +77,7 @@ DELIVERED = 4  # the owner has the value's bytes; losing every replica costs it 
 NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed again
 INTERMEDIATE = 16  # the value is counted as one that only unfinished tasks keep (`holdings.py`)
 STALE_EDGES_BEFORE_REBUILD = 32
-REBUILDS_SPREAD = 64
+REBUILDS_SPREAD = 64  # how unlike each other rows are in that
 NOT_LISTED = -2  # of a row that is no recipe, or was given up as one
 
 NO_PARENT = -1  # of a run: no task submitted it
@@ -163,12 +163,33 @@ class Run:
         """How many inputs one of its tasks takes, in the mean."""
         return len(self.dependencies) // self.count
 
-    def argument_bytes(self, row: int, count: int = 1) -> int:
-        """Bytes of the packed arguments of so many rows, from that one on."""
+    def argument_bytes(self, row: int) -> int:
+        """Bytes of the row's packed arguments."""
         if self.offsets is None:
-            return len(self.blob) * count
+            return len(self.blob)
         place = row - self.start
-        return self.offsets[place + count] - self.offsets[place]
+        return self.offsets[place + 1] - self.offsets[place]
+
+    def argument_bytes_of_rows(self, rows: range) -> int:
+        """Bytes of the packed arguments of these rows."""
+        offsets = self.offsets
+        if offsets is None:
+            return len(self.blob) * len(rows)
+        first, last = rows.start - self.start, rows[-1] - self.start
+        if rows.step == 1:
+            return offsets[last + 1] - offsets[first]
+        return sum(offsets[first + 1 : last + 2 : rows.step]) - sum(offsets[first : last + 1 : rows.step])
+
+    def inputs_of_rows(self, rows: range) -> Sequence[int]:
+        """All inputs of these rows, one row's after the other's."""
+        starts, dependencies = self.dependency_starts, self.dependencies
+        if starts is None:
+            return dependencies
+        first, last = rows.start - self.start, rows[-1] - self.start
+        if rows.step == 1:
+            return dependencies[starts[first] : starts[last + 1]]
+        begins, ends = starts[first : last + 1 : rows.step], starts[first + 1 : last + 2 : rows.step]
+        return [source for begin, end in zip(begins, ends, strict=True) for source in dependencies[begin:end]]
 
 
 _NO_ROWS: array[int] = array("q")
@@ -253,18 +274,16 @@ class Table:
         self.nbytes[start:stop] = zero_longs
         self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
 
-    def free_rows(self, run: Run, start: int, stop: int) -> bool:
-        """As `free` for consecutive rows of a run, none of which has failed."""
-        count = stop - start
-        self.state[start:stop] = bytes(count)
-        heads = self.first_edge[start:stop]
+    def free_rows(self, run: Run, rows: range) -> bool:
+        """As `free` for several rows of a run, none of which has failed."""
+        count, span = len(rows), slice(rows.start, rows.stop, rows.step)
+        self.state[span] = bytes(count)
+        heads = self.first_edge[span]
         if heads.count(-1) != count:
-            for edge in heads:
-                if edge >= 0:
-                    self._free_edges(edge)
-            self.first_edge[start:stop] = array("q", b"\xff" * (8 * count))
+            self._free_edges(heads)
+            self.first_edge[span] = array("q", b"\xff" * (8 * count))
             if self.stale_edges:
-                for row in range(start, stop):
+                for row in rows:
                     self.stale_edges.pop(row, None)
         run.live -= count
         return self._free_run_without_rows(run)
@@ -277,7 +296,7 @@ class Table:
         self.walked.discard(row)
         edge = self.first_edge[row]
         if edge >= 0:
-            self._free_edges(edge)
+            self._free_edges((edge,))
             self.first_edge[row] = -1
             self.stale_edges.pop(row, None)
         run.live -= 1
@@ -425,19 +444,25 @@ class Table:
         stale = run is None or run.identity != self.edge_run[edge] or self.state[dependent] == FREE
         return -1 if stale else dependent
 
-    def drop_heir(self, source: int) -> int:
-        """A dependent of `source` is gone: how many remain. Its edge stays until stale edges prevail."""
-        remaining = self.heirs[source] - 1
-        self.heirs[source] = remaining
-        stale = self.stale_edges.get(source, 0) + 1
-        # The inputs of a shuffle's tasks lose their heirs side by side: they are not all rebuilt in one step.
-        enough = max(STALE_EDGES_BEFORE_REBUILD, remaining) + source % REBUILDS_SPREAD
-        if stale > enough and source not in self.walked:
-            self.stale_edges.pop(source, None)
-            self._rebuild_edges(source)
-        else:
-            self.stale_edges[source] = stale
-        return remaining
+    def drop_heirs(self, sources: Iterable[int]) -> list[int]:
+        """A dependent of each of these rows is gone (of one that stands there twice, two): those nobody needs any more.
+
+        The others keep its edges until stale ones prevail.
+        """
+        heirs, holds, stale_edges, unneeded = self.heirs, self.holds, self.stale_edges, []
+        for source in sources:
+            left = heirs[source] = heirs[source] - 1
+            if not left and not holds[source]:
+                unneeded.append(source)
+                continue
+            stale = stale_edges[source] = stale_edges.get(source, 0) + 1
+            if stale > STALE_EDGES_BEFORE_REBUILD and stale > left:
+                # The inputs of a shuffle's tasks lose their heirs side by side: they are not all rebuilt in one step.
+                spread = max(left, REBUILDS_SPREAD) * (source % REBUILDS_SPREAD) // REBUILDS_SPREAD
+                if stale > max(STALE_EDGES_BEFORE_REBUILD, left) + spread and source not in self.walked:
+                    del stale_edges[source]
+                    self._rebuild_edges(source)
+        return unneeded
 
     def _rebuild_edges(self, source: int) -> None:
         kept = []
@@ -458,12 +483,16 @@ class Table:
             head = edge
         self.first_edge[source] = head
 
-    def _free_edges(self, edge: int) -> None:
-        while edge >= 0:
-            following = self.edge_next[edge]
-            self.edge_next[edge] = self.free_edge
-            self.free_edge = edge
-            edge = following
+    def _free_edges(self, heads: Iterable[int]) -> None:
+        """All edges of the lists that begin with these; -1: an empty list."""
+        edge_next, free = self.edge_next, self.free_edge
+        for head in heads:
+            edge = head
+            while edge >= 0:
+                following = edge_next[edge]
+                edge_next[edge] = free
+                free, edge = edge, following
+        self.free_edge = free
 
     # ------------------------------------------------------------------ replicas
 

@@ -358,7 +358,7 @@ def test_a_run_is_extended_into_rows_that_were_freed_and_no_further() -> None:
     table.state[between.start : between.start + 20] = b"\1" * 20
     table.heirs[between.start] = 3
     assert not table.extend(run, 1)
-    table.free_rows(between, between.start, between.start + 20)
+    table.free_rows(between, range(between.start, between.start + 20))
     assert table.extend(run, 15)
     assert table.heirs[run.start + 10] == 0 and table.run_of[run.start + 24] is run
     assert not table.extend(run, 6)

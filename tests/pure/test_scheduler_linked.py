@@ -9,6 +9,7 @@ import pytest
 
 from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.machine import Settings
+from cluster.scheduler.table import Run
 from cluster.wire import messages
 from tests.pure.dialogue import ClientSide, Dialogue, numbers_of
 
@@ -267,3 +268,84 @@ def test_spans_come_to_the_same_as_rows(seed: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(LinkedRows, "are_plain", never)
     monkeypatch.setattr(LinkedRows, "release", lambda self, limit: limit)
     assert play(seed) == by_spans
+
+
+def shuffle(width: int, lineage_rows: int, seed: int) -> dict[str, list[int]]:
+    """A shuffle on two workers, reported in random order and let go of: what the client and the workers were told."""
+    chance = random.Random(seed)
+    talk = Dialogue(Settings(lineage_rows=lineage_rows))
+    client, workers = talk.client(), [talk.worker("w0", slots=4), talk.worker("w1", slots=4)]
+    client.submit(width)
+    pieces = client.submit(
+        width * width,
+        function="piece",
+        inputs=[(load,) for load in range(width) for _ in range(width)],
+        pieces=[b"x" * chance.randint(0, 3) for _ in range(width * width)],
+    )
+    client.submit(
+        width,
+        function="merge",
+        inputs=[range(pieces + place, pieces + width * width, width) for place in range(width)],
+    )
+    client.release(0, width + width * width)
+    freed, finished = [], []
+    while busy := [worker for worker in workers if worker.inbox]:
+        worker = chance.choice(busy)
+        if type(worker.inbox[0]) is messages.Free:
+            freed += [row for _, row in worker.freed()]
+            continue
+        grant = worker.grant()
+        rows = numbers_of(grant.runs)
+        for part in (rows[::2], rows[1::2]) if chance.random() < 0.3 else (rows,):
+            if part:
+                worker.done(grant, part)
+    while client.inbox:
+        finished += client.finished()
+    client.release(0, client.next_number)
+    for worker in workers:
+        while worker.inbox:
+            freed += [row for _, row in worker.freed()]
+    record = talk.ledger.clients[client.client_id]
+    assert (talk.ledger.table.rows_used, talk.ledger.table.stale_edges) == (0, {})
+    assert (record.recipe_rows, record.recipe_bytes, record.oldest_recipe, record.newest_recipe) == (0, 0, -1, -1)
+    return {"finished": sorted(finished), "freed": sorted(freed)}
+
+
+@pytest.mark.parametrize("lineage_rows", [1_000_000, 150, 40, 1])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_merges_leave_is_released_in_strides_as_row_by_row(
+    seed: int, lineage_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strides: list[int] = []
+    release_rows = LinkedRows._release_rows
+
+    def observed(self: LinkedRows, rows: range, run: Run, freed: object) -> int:
+        cost = release_rows(self, rows, run, freed)  # type: ignore[arg-type]
+        strides.append(rows.step if cost else 0)
+        return cost
+
+    monkeypatch.setattr(LinkedRows, "_release_rows", observed)
+    in_strides = shuffle(12, lineage_rows, seed)
+    assert strides.count(12) >= 12
+    monkeypatch.setattr(LinkedRows, "release", lambda self, limit: limit)
+    assert shuffle(12, lineage_rows, seed) == in_strides
+
+
+def test_what_can_never_be_computed_again_is_not_kept_as_a_recipe() -> None:
+    talk = Dialogue(Settings(lineage_rows=1))
+    client, worker = talk.client(), talk.worker(slots=4)
+    client.submit(2)
+    client.submit(2, function="g", inputs=[(0,), (1,)])
+    client.submit(1, function="h", inputs=[(2, 3)])
+    client.release(0, 2)
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    last = worker.grant()
+    worker.freed()  # the first two, whose recipes are one too many: one of what was made of them has none any more
+    record = talk.ledger.clients[client.client_id]
+    assert record.recipe_rows == 1
+    worker.done(last)
+    client.release(2, 2)
+    assert len(worker.freed()) == 2
+    assert record.recipe_rows == 0 and sum(run.live for run in record.all_runs()) == 1
+    client.inbox.clear()

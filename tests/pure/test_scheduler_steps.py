@@ -6,11 +6,11 @@ Counted is work, not time: how many rows changed their state in one call of `han
 from __future__ import annotations
 
 from array import array
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from cluster.scheduler import invariants
-from cluster.scheduler.machine import Disconnected, Event, Received, Scheduler, Send, Tick
-from cluster.scheduler.table import FAILED, FREE, GRANTED
+from cluster.scheduler.machine import Disconnected, Event, Received, Scheduler, Send, Settings, Tick
+from cluster.scheduler.table import FAILED, FREE, GRANTED, NO_RECIPE, OWNER_WANTS
 from cluster.scheduler.wants import ROWS_PER_STEP
 from cluster.wire import messages
 
@@ -22,8 +22,8 @@ CLIENT, OTHER, WORKER = 1, 2, 3
 class Steps:
     """A scheduler that is told things, and how many rows each of its steps changed."""
 
-    def __init__(self) -> None:
-        self.scheduler = Scheduler(EPOCH)
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.scheduler = Scheduler(EPOCH, settings)
         self.table = self.scheduler.ledger.table
         self.now = 100.0
         self.heard: list[object] = []
@@ -197,3 +197,22 @@ def test_a_graph_of_which_nothing_is_needed_any_more_is_forgotten_in_steps() -> 
     changed = steps.work_out(Received(CLIENT, messages.Release([2 * MANY, 10])))
     assert len(changed) > 5 and max(changed) <= 4 * ROWS_PER_STEP
     assert steps.table.rows_used == 0
+
+
+def test_recipes_beyond_the_bound_are_given_up_in_steps() -> None:
+    """Each of them drags its heirs along, though it is but one row."""
+    steps = Steps(Settings(lineage_rows=0))
+    steps.add_worker(slots=MANY)
+    steps.submit(0, 100)
+    for first in range(100, MANY, 2000):
+        steps.submit(first, 2000, [[number % 100] for number in range(2000)])
+    steps.run_granted()
+    flags, given_up = steps.table.flags, [0]
+    steps.handle(Received(CLIENT, messages.Release([0, 100])))
+    while steps.scheduler.next_wakeup <= steps.now:
+        given_up.append(flags.count(OWNER_WANTS | NO_RECIPE))
+        steps.handle(Tick())
+    given_up.append(flags.count(OWNER_WANTS | NO_RECIPE))
+    assert given_up[-1] == MANY
+    assert max(later - earlier for earlier, later in pairwise(given_up)) <= 5 * ROWS_PER_STEP
+    invariants.check(steps.scheduler.ledger)

@@ -6,7 +6,7 @@ a function be renamed, its test fails here, and not by finding nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -266,8 +266,13 @@ def loses_a_release(patch: pytest.MonkeyPatch) -> None:
 
 
 def releases_recipes(patch: pytest.MonkeyPatch) -> None:
-    original = Table.drop_heir
-    patch.setattr(Table, "drop_heir", lambda self, source: original(self, source) and original(self, source))
+    original = Table.drop_heirs
+
+    def drop_heirs(self: Table, sources: Iterable[int]) -> list[int]:
+        sources = list(sources)
+        return original(self, sources) + original(self, [source for source in sources if self.heirs[source]])
+
+    patch.setattr(Table, "drop_heirs", drop_heirs)
 
 
 def misses_the_wake_up_of_time(patch: pytest.MonkeyPatch) -> None:
