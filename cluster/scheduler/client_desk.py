@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from itertools import pairwise
 from operator import sub
 from typing import Any
@@ -19,7 +19,6 @@ from cluster.scheduler.ledger import Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import Placement
 from cluster.scheduler.ready import NOBODY
-from cluster.scheduler.scatters import Scatters
 from cluster.scheduler.spreads import SPREAD_FROM_BYTES
 from cluster.scheduler.table import (
     DELIVERED,
@@ -32,27 +31,22 @@ from cluster.scheduler.table import (
     WAITING,
     Run,
 )
-from cluster.scheduler.workers import WorkerRecord
 from cluster.wire import messages
 
 __all__ = ["ClientDesk"]
 
 _UNFINISHED = frozenset((WAITING, READY, GRANTED))
 
-PUSHES_TRIED = 15  # the first twice at once, then one a second: a worker that died in silence is given up before
-
 
 class ClientDesk:
     """Applies clients' messages to the ledger."""
 
-    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement, scatters: Scatters) -> None:
+    def __init__(self, ledger: Ledger, lifecycle: Lifecycle, placement: Placement) -> None:
         self.ledger = ledger
-        self.scatters = scatters
         self.lifecycle = lifecycle
         self.placement = placement
         self.on_leave: list[Callable[[ClientRecord], None]] = []
         """Called when a client is gone for good."""
-        self._failed_pushes: list[tuple[int, int, int]] = []  # row, its run's identity, worker
 
     # ------------------------------------------------------------------ coming and going
 
@@ -306,80 +300,6 @@ class ClientDesk:
                 targets = workers
             for worker in targets:
                 self.placement.order_push(row, worker)
-
-    def pushed(self, client: ClientRecord, message: messages.Pushed) -> None:
-        """A client could not push a value: try again, or fail who waits for it there. (Workers tell of success.)"""
-        row = client.row(message.number)
-        worker = self.ledger.worker_called.get(message.address)
-        if row < 0 or worker is None or not message.error:
-            return
-        under_way = self.ledger.pushing.get(row, {})
-        tried = under_way.get(worker.index, 0)
-        if tried == 1:
-            self._push_again(row, worker.index)
-            return
-        if 1 < tried < PUSHES_TRIED:
-            self._failed_pushes.append((row, self.ledger.run(row).identity, worker.index))
-            return
-        if tried:
-            text = f"the client could not send an argument to worker {worker.name} at {worker.address}: {message.error}"
-            self.scatters.failed(row, worker, message.error)
-            self._give_up_push(row, worker, text, "see that the client can connect to the worker's address")
-
-    def push_refused(self, client: ClientRecord, message: messages.PushRefused) -> None:
-        """A client will not push a value: fail who waits for it there."""
-        row = client.row(message.number)
-        worker = self.ledger.worker_called.get(message.address)
-        if row >= 0 and worker is not None and worker.index in self.ledger.pushing.get(row, {}):
-            self.scatters.failed(row, worker, message.message)
-            self._give_up_push(row, worker, message.message, message.remedy)
-
-    def no_room(self, worker: WorkerRecord, message: messages.RunFailed) -> None:
-        """A worker had no room for an input: if a client was to push it and no other task waits for it there, it need
-        not go on."""
-        table = self.ledger.table
-        row = int(message.details.get("row", -1))
-        is_known = 0 <= row < len(table) and table.attempt[row] == message.details.get("attempt")
-        if not is_known or worker.index not in self.ledger.pushing.get(row, {}):
-            return
-        if next(self._takers(row, worker), None) is None:
-            self.scatters.failed(row, worker, str(message.details.get("message", "")))
-            self._stop_push(row, worker)
-
-    def _stop_push(self, row: int, worker: WorkerRecord) -> None:
-        del self.ledger.pushing[row][worker.index]
-        self.placement.spreading.failed(row, worker)
-
-    def _give_up_push(self, row: int, worker: WorkerRecord, text: str, remedy: str) -> None:
-        self._stop_push(row, worker)
-        failure = self.ledger.failure(row, "lost", "ValueLost", text, worker=worker.name, remedy=remedy)
-        for taker in list(self._takers(row, worker)):
-            self.lifecycle.fail(taker, failure)
-
-    def _takers(self, row: int, worker: WorkerRecord) -> Iterator[int]:
-        """The tasks that were granted to a worker and take a value."""
-        table = self.ledger.table
-        for dependent in table.dependents(row):
-            if self.ledger.run(dependent).is_join:
-                yield from self._takers(dependent, worker)
-            elif table.state[dependent] == GRANTED and table.holder[dependent] == worker.index:
-                yield dependent
-
-    def retry_pushes(self) -> None:
-        """Order again what failed since the last time; called every second."""
-        failed, self._failed_pushes = self._failed_pushes, []
-        for row, identity, worker_index in failed:
-            run = self.ledger.table.run_of[row]
-            if run is not None and run.identity == identity:
-                self._push_again(row, worker_index)
-
-    def _push_again(self, row: int, worker_index: int) -> None:
-        under_way = self.ledger.pushing.get(row, {})
-        tried = under_way.pop(worker_index, None)
-        worker = self.ledger.workers.get(worker_index)
-        if tried is not None and worker is not None:
-            self.placement.order_push(row, worker)
-            under_way[worker_index] = tried + 1
 
     def alias(self, client: ClientRecord, message: messages.Alias) -> None:
         """Futures of other clients that came inside a value: each gets a number, and a want."""

@@ -76,6 +76,10 @@ class Copies:
         """A worker could not get a copy."""
         self._ended(worker, message.row, message.attempt, message.reason or "nobody has it any more")
 
+    def not_pushed(self, row: int, worker: WorkerRecord, error: str) -> None:
+        """A client could not push a value to a worker."""
+        self._ended(worker, row, self.ledger.table.attempt[row], error or "its client could not send it")
+
     def worker_gone(self, worker: WorkerRecord) -> None:
         """A worker is lost."""
         for _, row, attempt in [name for name in self._under_way if name[0] == worker.index]:

@@ -22,6 +22,7 @@ from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.orders import Orders
 from cluster.scheduler.output import Output
 from cluster.scheduler.placement import Placement
+from cluster.scheduler.pushes import Pushes
 from cluster.scheduler.questions import Questions
 from cluster.scheduler.rebalancing import Rebalancing
 from cluster.scheduler.recipes import Recipes
@@ -76,13 +77,14 @@ class Scheduler:
         self.placement = Placement(self.ledger, self.lifecycle.actors)
         self.questions = Questions(self.ledger, self.lifecycle, process_id)
         self.scatters = Scatters(self.ledger, self.questions)
-        self.client_desk = ClientDesk(self.ledger, self.lifecycle, self.placement, self.scatters)
+        self.client_desk = ClientDesk(self.ledger, self.lifecycle, self.placement)
         self.orders = Orders(self.ledger)
         self.worker_desk = WorkerDesk(self.ledger, self.lifecycle, self.placement)
         self.losses = WorkerLosses(self.ledger, self.lifecycle, self.placement, self.orders)
         self.wants = Wants(self.ledger, self.lifecycle, self.client_desk.end)
         self.administration = Administration(self.ledger, self.questions, self.orders, self.wants)
         self.copies = Copies(self.ledger, self.placement, self.questions)
+        self.pushes = Pushes(self.ledger, self.lifecycle, self.placement, self.scatters, self.copies)
         Backlog(self.ledger, self.questions)
         Rebalancing(self.ledger, self.lifecycle, self.questions, self.copies)
         self.coordination = Coordination(self.ledger, self.lifecycle, self.questions)
@@ -209,7 +211,7 @@ class Scheduler:
             case messages.RunFailed():
                 desk.run_failed(now, worker, message)
                 if message.kind == "full":
-                    self.client_desk.no_room(worker, message)
+                    self.pushes.no_room(worker, message)
             case messages.Recalled():
                 desk.recalled(now, worker, message)
             case messages.Held():
@@ -267,9 +269,9 @@ class Scheduler:
             case messages.Locate():
                 self.questions.locate(client, message)
             case messages.Pushed():
-                desk.pushed(client, message)
+                self.pushes.pushed(client, message)
             case messages.PushRefused():
-                desk.push_refused(client, message)
+                self.pushes.refused(client, message)
             case messages.Query():
                 self.questions.query(now, client, message)
             case messages.ShowOutput():
@@ -320,6 +322,6 @@ class Scheduler:
             if now - client.gone_at > settings.client_grace_seconds:
                 self.ledger.events.note("client_given_up", client.name, "it did not come back; its tasks are released")
                 self.client_desk.leave(client)
-        self.client_desk.retry_pushes()
+        self.pushes.retry()
         self.unmet.watch(now)
         self.inquiries.watch(now)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from cluster.scheduler.pushes import PUSHES_TRIED
 from cluster.wire import messages
 from tests.pure.dialogue import EPOCH, ClientSide, Dialogue, WorkerSide
 
@@ -107,6 +110,25 @@ def test_a_copy_that_fails_or_whose_worker_is_lost_is_told() -> None:
     second.say(messages.FetchFailed(EPOCH, 0, grant.attempt, first.address, "no room"))
     second.disconnect()
     assert client.hear(messages.Answer).result == [2, ["no room", "worker b was lost"]]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_copy_that_its_client_does_not_push_is_told(refused: bool) -> None:
+    dialogue = Dialogue()
+    client, worker = dialogue.client(), dialogue.worker("a")
+    number = client.offer([100_000])
+    ask(client, "replicate", {"numbers": [number, 1], "count": 1, "workers": []})
+    for _ in range(1 if refused else PUSHES_TRIED):
+        if not client.inbox:
+            worker.say(messages.Heartbeat())
+            dialogue.wait(1.0)
+        push = client.hear(messages.Push)
+        if refused:
+            client.say(messages.PushRefused(number, push.address, "it was changed", "do not change it"))
+        else:
+            client.say(messages.Pushed(number, push.address, "connection refused"))
+    assert client.hear(messages.Answer).result == [1, ["it was changed" if refused else "connection refused"]]
+    worker.hears_nothing()
 
 
 def test_a_retired_worker_ends_its_tasks_then_hands_on_its_values_then_goes() -> None:
