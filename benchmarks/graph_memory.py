@@ -23,15 +23,16 @@ from benchmarks.systems import COLLECTIONS, Cluster, System
 
 MEMORY_LIMIT_BYTES = 500_000_000  # of each worker
 CHUNK_BYTES = 25_000_000
+IN_ALL_BYTES = 10_000_000_000  # so more than 400 chunks are smaller ones
 SUMMED_AT_ONCE = 8
 HEARTBEAT_SECONDS = 1.5  # and a little more
 
 
-def load(number: int) -> Any:
+def load(number: int, nbytes: int = CHUNK_BYTES) -> Any:
     """One chunk of numbers."""
     import numpy as np
 
-    return np.full(CHUNK_BYTES // 8, float(number))
+    return np.full(nbytes // 8, float(number))
 
 
 def step(chunk: Any) -> Any:
@@ -72,8 +73,9 @@ def total(*chunks: Any) -> float:
 def loads_and_steps(chunks: int) -> dict[Any, Any]:
     """So many chunks, and two steps on each; what comes of it is ("second", place)."""
     graph: dict[Any, Any] = {}
+    nbytes = min(CHUNK_BYTES, IN_ALL_BYTES // chunks)
     for place in range(chunks):
-        graph["load", place] = (load, place)
+        graph["load", place] = (load, place, nbytes)
         graph["first", place] = (step, ("load", place))
         graph["second", place] = (step, ("first", place))
     return graph
@@ -221,16 +223,16 @@ def case(
 CASES = (
     case(
         "memory-tree",
-        "Two workers of 0.5 GB: 400 chunks of 25 MB, two steps on each, sums of pairs",
-        (400,),
-        (40, 400),
+        "Two workers of 0.5 GB: 10 GB in chunks, two steps on each, sums of pairs",
+        (400, 4000),
+        (40, 400, 4000),
         measure_tree,
     ),
     case(
         "memory-reduction",
-        "Two workers of 0.5 GB: 400 chunks of 25 MB, two steps on each, a number of each, sums of eight",
-        (400,),
-        (40, 400),
+        "Two workers of 0.5 GB: 10 GB in chunks, two steps on each, a number of each, sums of eight",
+        (400, 4000),
+        (40, 400, 4000),
         measure_reduction,
         moves=False,
     ),
