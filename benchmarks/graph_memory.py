@@ -28,7 +28,7 @@ SUMMED_AT_ONCE = 8
 HEARTBEAT_SECONDS = 1.5  # and a little more
 
 
-def load(number: int, nbytes: int = CHUNK_BYTES) -> Any:
+def load(number: int, nbytes: int) -> Any:
     """One chunk of numbers."""
     import numpy as np
 
@@ -70,10 +70,9 @@ def total(*chunks: Any) -> float:
     return float(sum(chunk[0] + chunk[-1] for chunk in chunks))
 
 
-def loads_and_steps(chunks: int) -> dict[Any, Any]:
+def loads_and_steps(chunks: int, nbytes: int) -> dict[Any, Any]:
     """So many chunks, and two steps on each; what comes of it is ("second", place)."""
     graph: dict[Any, Any] = {}
-    nbytes = min(CHUNK_BYTES, IN_ALL_BYTES // chunks)
     for place in range(chunks):
         graph["load", place] = (load, place, nbytes)
         graph["first", place] = (step, ("load", place))
@@ -81,9 +80,9 @@ def loads_and_steps(chunks: int) -> dict[Any, Any]:
     return graph
 
 
-def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
+def tree(leaves: int, nbytes: int) -> tuple[dict[Any, Any], Any, float]:
     """Loads, two steps on each, sums of pairs; the graph, the key of its value, and what that is."""
-    graph = loads_and_steps(leaves)
+    graph = loads_and_steps(leaves, nbytes)
     keys: list[Any] = [("second", place) for place in range(leaves)]
     while len(keys) > 1:
         above = []
@@ -95,9 +94,9 @@ def tree(leaves: int) -> tuple[dict[Any, Any], Any, float]:
     return graph, "total", leaves * (leaves - 1.0) + 4.0 * leaves
 
 
-def reduction(chunks: int) -> tuple[dict[Any, Any], Any, float]:
+def reduction(chunks: int, nbytes: int) -> tuple[dict[Any, Any], Any, float]:
     """Loads, two steps on each, one number of each, and sums of eight; as collections reduce."""
-    graph = loads_and_steps(chunks)
+    graph = loads_and_steps(chunks, nbytes)
     keys: list[Any] = [("reduced", place) for place in range(chunks)]
     graph.update((key, (total, ("second", place))) for place, key in enumerate(keys))
     while len(keys) > 1:
@@ -109,11 +108,11 @@ def reduction(chunks: int) -> tuple[dict[Any, Any], Any, float]:
     return graph, keys[0], chunks * (chunks - 1.0) + 4.0 * chunks
 
 
-def shuffle(width: int) -> tuple[dict[Any, Any], Any, float]:
+def shuffle(width: int, nbytes: int) -> tuple[dict[Any, Any], Any, float]:
     """Chunks, each of which is split into as many pieces; of each chunk one piece, merged."""
     graph: dict[Any, Any] = {}
     for place in range(width):
-        graph["load", place] = (load, place)
+        graph["load", place] = (load, place, nbytes)
         for part in range(width):
             graph["piece", place, part] = (piece, ("load", place), part, width)
     for part in range(width):
@@ -122,9 +121,9 @@ def shuffle(width: int) -> tuple[dict[Any, Any], Any, float]:
     return graph, "total", width * (width - 1.0)
 
 
-def all_to_all(width: int) -> tuple[dict[Any, Any], Any, float]:
+def all_to_all(width: int, nbytes: int) -> tuple[dict[Any, Any], Any, float]:
     """Chunks, of all of which each of as many tasks takes a part."""
-    graph: dict[Any, Any] = {("load", place): (load, place) for place in range(width)}
+    graph: dict[Any, Any] = {("load", place): (load, place, nbytes) for place in range(width)}
     loads = list(graph)
     for place in range(width):
         graph["mix", place] = (mix, *loads)
@@ -152,7 +151,7 @@ def fetched_by(dask_worker: Any) -> int:
     return sum(entry["total"] for entry in dask_worker.transfer_incoming_log)
 
 
-def measure(make: Callable[[int], tuple[dict[Any, Any], Any, float]], system: System, size: int) -> Measurement:
+def measure(make: Callable[[int, int], tuple[dict[Any, Any], Any, float]], system: System, size: int) -> Measurement:
     system.close()
     if isinstance(system, Dask):
         import distributed
@@ -168,8 +167,9 @@ def measure(make: Callable[[int], tuple[dict[Any, Any], Any, float]], system: Sy
         system.cluster = LocalCluster(n_workers=2, slots=1, memory_limit=MEMORY_LIMIT_BYTES)
         system.client = Client(system.cluster)
     system.client.wait_for_workers(2)
-    graph, key, expected = make(size)
-    warm_up, warm_key, _ = make(2)
+    chunk_bytes = min(CHUNK_BYTES, IN_ALL_BYTES // size)
+    graph, key, expected = make(size, chunk_bytes)
+    warm_up, warm_key, _ = make(2, chunk_bytes)
     system.client.get(warm_up, warm_key)
     moved_before = moved_bytes(system)
     with Meter(system) as meter:

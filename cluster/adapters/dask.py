@@ -24,6 +24,7 @@ from cluster.client.graphs import GraphSubmission, input_of
 from cluster.client.options import checked_options
 from cluster.graph.batches import by_turns
 from cluster.graph.order import depth_first
+from cluster.graph.uses import Uses
 from cluster.wire.payload import FutureReference
 
 __all__ = ["compute", "get", "persist"]
@@ -72,7 +73,7 @@ def _submit(client: Client, graph: Any, wanted: Sequence[Hashable], options: Map
     except KeyError as error:
         raise KeyError(f"{error.args[0]!r:.100} is not in the graph") from None
     with GraphSubmission(client) as submission:
-        stands_for = _send(submission, order, nodes, inputs, options_of)
+        stands_for = _send(submission, order, wanted, nodes, inputs, options_of)
         return {
             key: submission.future_of(value.reference[1], key_split(key)) if type(value) is FutureReference else value
             for key in wanted
@@ -83,6 +84,7 @@ def _submit(client: Client, graph: Any, wanted: Sequence[Hashable], options: Map
 def _send(
     submission: GraphSubmission,
     order: Iterable[Hashable],
+    wanted: Iterable[Hashable],
     nodes: Mapping[Hashable, GraphNode],
     inputs: Mapping[Hashable, Sequence[Hashable]],
     options_of: _Options,
@@ -94,10 +96,12 @@ def _send(
     labels: dict[Hashable, str] = {}
     kinds: dict[Hashable, tuple[str, int]] = {}
     levels: list[list[Hashable]] = []
+    aliases: dict[Hashable, Hashable] = {}
     for key in order:
         node = nodes[key]
         kind = type(node)
         if kind is Alias:
+            aliases[key] = aliases.get(node.target, node.target)
             stands_for[key], depths[key] = stands_for[node.target], depths[node.target]
             continue
         if kind is DataNode:
@@ -117,12 +121,19 @@ def _send(
         if label is None:
             label = labels[name] = key_split(name)
         kinds[key] = label, id(node.func) if kind is Task else 0
+
+    def taken_by(key: Hashable) -> Sequence[Hashable]:
+        return [aliases.get(each, each) for each in inputs[key]] if aliases else inputs[key]
+
+    uses = Uses(aliases.get(key, key) for key in wanted)
+    for key in kinds:
+        uses.count(taken_by(key))
     task_of = Conversion(stands_for.__getitem__).task_of
     for level in levels:
         for keys in by_turns(level, kinds.__getitem__):
             label, _ = kinds[keys[0]]
             for key in keys:
-                submission.add(key, task_of(nodes[key]), label, options_of(key))
+                submission.add(key, task_of(nodes[key]), label, options_of(key), uses.take(taken_by(key)))
     submission.send()
     return stands_for
 

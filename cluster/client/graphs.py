@@ -2,7 +2,8 @@
 
 The tasks come in an order in which each stands after its inputs. Those of one depth and one function are sent together,
 so that they are a few batches for the scheduler, and not many single submits. What is not asked for is given up as soon
-as everything was submitted: a value is freed when the last task that takes it has ended.
+as all that take it were submitted: a value is freed when the last task that takes it has ended, while the rest of a
+large graph is still being sent.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class GraphSubmission:
         self._numbers: dict[Hashable, int] = {}
         self._calls: dict[tuple[int, str, int, bool], tuple[Call, tuple[Any, ...]]] = {}
         self._packed: list[_Packed] = []
+        self._taken: list[Hashable] = []  # keys that nothing takes which is not among the packed ones
 
     def __enter__(self) -> GraphSubmission:
         self._driver.check()
@@ -93,9 +95,17 @@ class GraphSubmission:
         with self._driver.guard():
             self._numbers[key] = self._submission.offer_large(LargeArgument(value, encoded, copies=False))
 
-    def add(self, key: Hashable, task: GraphTask, label: str, options: Mapping[str, Any] = _NO_OPTIONS) -> None:
+    def add(
+        self,
+        key: Hashable,
+        task: GraphTask,
+        label: str,
+        options: Mapping[str, Any] = _NO_OPTIONS,
+        last_of: Sequence[Hashable] = (),
+    ) -> None:
         """Add a task; its inputs were added before. The options are as `checked_options` gives them, and stay the very
-        same object for tasks that shall be sent together."""
+        same object for tasks that shall be sent together. `last_of`: keys that no later task takes, and nobody asked
+        for."""
         function, args, kwargs, inputs, piece = task
         place = id(function), label, id(options), bool(kwargs)
         found = self._calls.get(place)
@@ -113,6 +123,7 @@ class GraphSubmission:
             strangers = [each for each in noted if isinstance(each, LargeArgument) or each[0] is not _IN_GRAPH]
             if strangers:
                 self._inputs.settle(strangers)
+        self._taken += last_of
         if len(self._packed) >= SENT_TOGETHER:
             self.send()
 
@@ -126,7 +137,13 @@ class GraphSubmission:
                 found = [numbers[each] for each in inputs] if only_keys else self._numbers_of(inputs)
                 numbers[key] = session.submit(call, piece, found)
         packed.clear()
-        self._driver.send()
+        given_up = sorted(numbers.pop(key) for key in self._taken if key in numbers)
+        self._taken.clear()
+        if given_up:
+            session.dropped.extend(_runs(given_up))
+            self._driver.flush()
+        else:
+            self._driver.send()
 
     def _numbers_of(self, noted: Iterable[Any]) -> list[int]:
         inputs, numbers = self._inputs, self._numbers

@@ -13,6 +13,7 @@ from cluster.client.options import checked_options
 from cluster.graph.chains import Chain, Step, chains
 from cluster.graph.order import depth_first
 from cluster.graph.raw import inputs_in, is_key, is_task
+from cluster.graph.uses import Uses
 from cluster.wire.payload import FutureReference
 
 __all__ = ["NestedCall", "get_raw", "run_nested", "values_of"]
@@ -75,10 +76,35 @@ def get_raw(client: Client, graph: Mapping[Any, Any], keys: Any, options: dict[s
     )
     with GraphSubmission(client) as submission:
         sending = _Sending(submission, graph, checked_options(**given))
-        for chain in found:
-            sending.add(chain, has_inputs=bool(inputs[chain[-1]]))
+        taken, uses = _taken(found, graph, inputs_of, wanted)
+        for chain, needed in zip(found, taken, strict=True):
+            sending.add(chain, has_inputs=bool(inputs[chain[-1]]), last_of=uses.take(needed))
         submission.send()
         return _shaped(keys, sending.futures(wanted))
+
+
+def _taken(
+    found: Iterable[Sequence[Hashable]],
+    graph: Mapping[Any, Any],
+    inputs_of: Callable[[Hashable], Sequence[Hashable]],
+    wanted: Iterable[Hashable],
+) -> tuple[list[list[Hashable]], Uses[Hashable]]:
+    """The tasks whose values each chain takes, if it is run, and the count of all these.
+
+    A key that is no task stands for the tasks that are named in what stands there.
+    """
+    behind: dict[Hashable, list[Hashable]] = {}
+    taken: list[list[Hashable]] = []
+    for chain in found:
+        key, members = chain[-1], set(chain)
+        keys = [each for member in chain for name in inputs_of(member) if name not in members for each in behind[name]]
+        runs = is_task(graph[key]) or (bool(inputs_of(key)) and _holds_task(graph[key]))
+        behind[key] = [key] if runs else keys
+        taken.append(keys if runs else [])
+    uses = Uses(each for key in wanted for each in behind[key])
+    for keys in taken:
+        uses.count(keys)
+    return taken, uses
 
 
 def _may_join(graph: Mapping[Any, Any], key: Hashable, source: Hashable) -> bool:
@@ -109,18 +135,18 @@ class _Sending:
         self._labels: dict[Hashable, str] = {}
         self._chains: dict[tuple[tuple[int, int, int], ...], Chain] = {}
 
-    def add(self, chain: Sequence[Hashable], *, has_inputs: bool) -> None:
-        """Add a key, or several that are run as one task."""
+    def add(self, chain: Sequence[Hashable], *, has_inputs: bool, last_of: Sequence[Hashable]) -> None:
+        """Add a key, or several that are run as one task; `last_of`: the tasks that nothing takes after it."""
         key = chain[-1]
         value = self._graph[key]
         if is_task(value):
             task = self._plain_task(value) if len(chain) == 1 else self._task_of_chain(chain)
-            self._add(key, task, label_of(value[0]))
+            self._add(key, task, label_of(value[0]), last_of)
             return
         if has_inputs:
             value = self._resolved(value)
             if type(value) is NestedCall:
-                self._add(key, GraphTask(run_nested, (value,), _NO_KEYWORDS), "list")
+                self._add(key, GraphTask(run_nested, (value,), _NO_KEYWORDS), "list", last_of)
                 return
         self._stands[key] = value
 
@@ -140,8 +166,8 @@ class _Sending:
 
         return {key: with_futures(self._stands[key]) for key in keys}
 
-    def _add(self, key: Hashable, task: GraphTask, label: str) -> None:
-        self._submission.add(key, task, label, self._options)
+    def _add(self, key: Hashable, task: GraphTask, label: str, last_of: Sequence[Hashable]) -> None:
+        self._submission.add(key, task, label, self._options, last_of)
         self._stands[key] = input_of(key)
         self._labels[key] = label
 

@@ -19,12 +19,13 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import Alias, Task, TaskRef
 from dask.utils import SerializableLock
 
 from cluster import Client, Future, LocalCluster, SerializationError, current, get_client
+from cluster.client import graphs
 from tests.conformance.run import explain, load
-from tests.processes.whole_cluster import ROOT
+from tests.processes.whole_cluster import ROOT, PackedWhenHeld
 
 NUMBERS = np.arange(90_000.0).reshape(300, 300)
 FRAME = pd.DataFrame({"group": np.arange(1000) % 7, "value": np.arange(1000.0)})
@@ -223,3 +224,18 @@ def test_dasks_own_tests_of_delayed(tmp_path: Path) -> None:
     assert [test for test in outcome.failed if explain("dask", file, test) is None] == []
     assert outcome.passed > 50
     assert outcome.reached > outcome.passed / 2
+
+
+def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "SENT_TOGETHER", 4)
+    graph: dict[Any, Any] = {}
+    for place in range(8):
+        made, again, doubled = f"made-{place}", f"again-{place}", f"doubled-{place}"
+        graph[made] = Task(made, operator.add, place, 1)
+        graph[again] = Alias(again, made)
+        graph[doubled] = Task(doubled, operator.add, TaskRef(made), TaskRef(again))
+    graph["sum"] = Task("sum", lambda *values: sum(values), *(TaskRef(f"doubled-{place}") for place in range(8)))
+    graph["all"] = Task("all", operator.add, TaskRef("sum"), PackedWhenHeld(client, 8))
+    assert client.get(graph, "all") == 72

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cluster import Client, ClusterError, Future, compute, current, delayed, persist
+from cluster.client import graphs
+from tests.processes.whole_cluster import PackedWhenHeld
 
 pytestmark = pytest.mark.both_shapes
 
@@ -148,3 +150,16 @@ def test_tasks_of_a_raw_graph_that_only_one_other_takes_run_with_it(client: Clie
 def test_without_a_client_the_error_says_what_to_do() -> None:
     with pytest.raises(ClusterError, match=r"client = Client\(\)"):
         delayed(increment)(1).compute()
+
+
+def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "SENT_TOGETHER", 4)
+    graph: dict[Any, Any] = {}
+    for place in range(8):
+        graph["made", place] = (increment, place)
+        graph["doubled", place] = (operator.add, ("made", place), ("made", place))
+    graph["sum"] = (sum, [("doubled", place) for place in range(8)])
+    graph["all"] = (operator.add, "sum", (operator.neg, PackedWhenHeld(client, 8)))
+    assert client.get(graph, "all") == 72

@@ -202,6 +202,27 @@ def until(condition: Any, what: str, seconds: float = DEADLINE_SECONDS) -> Any:
     return outcome
 
 
+class PackedWhenHeld:
+    """A zero as an argument, packed only once nothing runs and the workers hold so many values, no more and no fewer.
+
+    The scheduler is asked on the connection by which it was sent all the tasks before, so it knows of these.
+    """
+
+    def __init__(self, client: Client, values: int) -> None:
+        self._client = client
+        self._values = values
+
+    def _is_so(self) -> bool:
+        workers = self._client.scheduler_info()["workers"].values()
+        return not any(worker["granted"] for worker in workers) and self._values == sum(
+            worker["held_values"] for worker in workers
+        )
+
+    def __reduce__(self) -> tuple[type[int], tuple[()]]:
+        until(self._is_so, f"{self._values} values at the workers")
+        return int, ()
+
+
 def own_bytes(process_id: int) -> int:
     """The memory of a process that is its own: files that it has mapped, segments among them, left out."""
     resident, shared = Path(f"/proc/{process_id}/statm").read_text().split()[1:3]
