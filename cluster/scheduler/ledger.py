@@ -399,27 +399,6 @@ class Ledger:
             self._order_free(worker, attempt, row, count)
             self._count_out(worker, nbytes, count)
 
-    def free_apart(self, rows: range, attempts: array[int], holders: array[int], sizes: array[int]) -> None:
-        """As `free_values` for rows that are not consecutive; what is known of each stands in columns."""
-        workers, frees = self.workers, self._frees
-        for row, attempt, holder, size in zip(rows, attempts, holders, sizes, strict=True):
-            worker = workers.get(holder)
-            if worker is None:
-                continue
-            worker.held_values -= 1
-            worker.held_bytes -= size
-            if worker.is_full:
-                self.relieved[holder] = None
-            if worker.lost:
-                continue
-            orders = frees.get(holder)
-            if orders is None:
-                frees[holder] = [attempt, row, 1]
-            elif orders[-3] == attempt and orders[-2] + orders[-1] == row:
-                orders[-1] += 1
-            else:
-                orders += (attempt, row, 1)
-
     def _order_free(self, worker: WorkerRecord, attempt: int, row: int, count: int) -> None:
         if worker.lost:
             return

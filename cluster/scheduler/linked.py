@@ -313,7 +313,10 @@ class _Freed:
             self._add_consecutive(rows.start, rows.stop)
         else:
             self.order()
-            self.ledger.free_apart(rows, table.attempt[span], holders[span], table.nbytes[span])
+            for row, attempt, holder, size in zip(
+                rows, table.attempt[span], holders[span], table.nbytes[span], strict=True
+            ):
+                self.ledger.free_values(holder, attempt, row, 1, size)
         holders[span] = array("i", (-1,)) * len(rows)
 
     def _add_consecutive(self, first: int, stop: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import Client, LocalCluster
+from cluster.client import graphs
 from tests.processes.agent_harness import PlayedScheduler, Worker, make_scheduler
 from tests.processes.peers import encrypting
 from tests.surroundings import Surroundings
@@ -38,6 +39,12 @@ def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def own_directory(surroundings: Surroundings) -> Path:
     """The test's own directory for secret and settings."""
     return surroundings.directory
+
+
+@pytest.fixture
+def graphs_sent_in_fours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are sent four tasks at a time, so that a small one is sent in several parts."""
+    monkeypatch.setattr(graphs, "SENT_TOGETHER", 4)
 
 
 @pytest.fixture(params=["plain", "encrypted"])

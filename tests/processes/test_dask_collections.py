@@ -23,7 +23,6 @@ from dask._task_spec import Alias, Task, TaskRef
 from dask.utils import SerializableLock
 
 from cluster import Client, Future, LocalCluster, SerializationError, current, get_client
-from cluster.client import graphs
 from tests.conformance.run import explain, load
 from tests.processes.whole_cluster import ROOT, PackedWhenHeld
 
@@ -226,10 +225,8 @@ def test_dasks_own_tests_of_delayed(tmp_path: Path) -> None:
     assert outcome.reached > outcome.passed / 2
 
 
-def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "SENT_TOGETHER", 4)
+@pytest.mark.usefixtures("graphs_sent_in_fours")
+def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(client: Client) -> None:
     graph: dict[Any, Any] = {}
     for place in range(8):
         made, again, doubled = f"made-{place}", f"again-{place}", f"doubled-{place}"

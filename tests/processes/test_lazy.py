@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from cluster import Client, ClusterError, Future, compute, current, delayed, persist
-from cluster.client import graphs
 from tests.processes.whole_cluster import PackedWhenHeld
 
 pytestmark = pytest.mark.both_shapes
@@ -152,10 +151,8 @@ def test_without_a_client_the_error_says_what_to_do() -> None:
         delayed(increment)(1).compute()
 
 
-def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs, "SENT_TOGETHER", 4)
+@pytest.mark.usefixtures("graphs_sent_in_fours")
+def test_what_was_used_up_is_freed_while_the_rest_of_a_graph_is_sent(client: Client) -> None:
     graph: dict[Any, Any] = {}
     for place in range(8):
         graph["made", place] = (increment, place)
