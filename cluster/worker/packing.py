@@ -122,9 +122,11 @@ class Packing:
         enough = on_their_way > max(0, nbytes - worth)
         if enough or busy or now < self._spilling.retry_at or self._values.small_cost_bytes < worth:
             return on_their_way > 0
-        chosen = self._choose(max(worth, nbytes - on_their_way))
+        chosen, wanted = self._choose(max(worth, nbytes - on_their_way), self._spilling.left_bytes)
         size = sum(map(len, chosen.values()))
-        if self._values.cost_bytes(len(chosen), size) < worth or not self._spilling.has_quota(size, now):
+        if self._values.cost_bytes(len(chosen), size) < worth:
+            if wanted > size:
+                self._spilling.has_quota(wanted, now)  # which says so
             return on_their_way > 0
         keys = sorted(chosen)
         values = [chosen[key] for key in keys]
@@ -134,8 +136,9 @@ class Packing:
         self._ledger.effects.append(WritePack(number, values, self._compression))
         return True
 
-    def _choose(self, cost_bytes: int) -> dict[int, bytes]:
-        """The least recently needed values that may go, for one pack."""
+    def _choose(self, cost_bytes: int, most_bytes: float) -> tuple[dict[int, bytes], int]:
+        """The least recently needed values that may go, for one pack of at most so many bytes; how large it would be
+        with the first for which that is too little."""
         values, leaving, copied = self._values, self._leaving, self._values.packed.copied
         needed = self._needed()
         chosen: dict[int, bytes] = {}
@@ -152,6 +155,8 @@ class Packing:
                 if taken >= _A_TURN and (key >> 32 != attempt or taken >= _A_TURN_AT_MOST):
                     break
                 attempt = key >> 32
+                if nbytes + len(value) > most_bytes:
+                    return chosen, nbytes + len(value)
                 chosen[key] = value
                 nbytes += len(value)
                 if (
@@ -159,9 +164,9 @@ class Packing:
                     or len(chosen) >= PACK_VALUES
                     or nbytes + ENTRY_BYTES * len(chosen) >= cost_bytes
                 ):
-                    return chosen
+                    return chosen, nbytes
             self._shard = (self._shard + 1) % SHARDS
-        return chosen
+        return chosen, nbytes
 
     def _begin(self, keys: list[int], sizes: list[int], sources: list[int]) -> int:
         self._last_number += 1

@@ -322,3 +322,26 @@ def test_a_quota_is_kept_by_packs_too() -> None:
         model.write_pack()
     assert 0 < heartbeat(model)["spilled_bytes"] <= 12 * SIZE
     assert "quota" in model.said[0]
+
+
+def test_a_smaller_pack_is_written_when_the_quota_has_no_room_for_all_that_should_go() -> None:
+    model = AgentModel(slots=1, limit_bytes=LIMIT, quota_bytes=12 * SIZE)
+    make(model, 1, 50)
+    assert not model.pack_writes
+    model.feed(events.Measured({"slot_bytes": LIMIT}, {}))
+    (write,) = model.pack_writes
+    assert isinstance(write, events.WritePack) and len(write.values) == 12
+    assert not model.said, "nothing has failed"
+    model.write_pack()
+    assert packed_rows(model) == list(range(12))
+    model.wait(0.1)
+    assert not model.pack_writes
+    assert "quota" in model.said[0]
+
+
+def test_what_is_left_of_the_quota_is_no_pack_if_that_would_free_next_to_nothing() -> None:
+    model = AgentModel(slots=1, limit_bytes=LIMIT, quota_bytes=SIZE)
+    make(model, 1, 50)
+    model.feed(events.Measured({"slot_bytes": LIMIT}, {}))
+    assert not model.pack_writes
+    assert "quota" in model.said[0]
