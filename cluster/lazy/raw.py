@@ -78,7 +78,10 @@ def get_raw(client: Client, graph: Mapping[Any, Any], keys: Any, options: dict[s
         sending = _Sending(submission, graph, checked_options(**given))
         taken, uses = _taken(found, graph, inputs_of, wanted)
         for chain, needed in zip(found, taken, strict=True):
-            sending.add(chain, has_inputs=bool(inputs[chain[-1]]), last_of=uses.take(needed))
+            if needed is None:
+                sending.let_stand(chain[-1], has_inputs=bool(inputs[chain[-1]]))
+            else:
+                sending.add(chain, uses.take(needed))
         submission.send()
         return _shaped(keys, sending.futures(wanted))
 
@@ -88,22 +91,22 @@ def _taken(
     graph: Mapping[Any, Any],
     inputs_of: Callable[[Hashable], Sequence[Hashable]],
     wanted: Iterable[Hashable],
-) -> tuple[list[list[Hashable]], Uses[Hashable]]:
-    """The tasks whose values each chain takes, if it is run, and the count of all these.
+) -> tuple[list[list[Hashable] | None], Uses[Hashable]]:
+    """The tasks whose values each chain takes, None if it is not run, and the count of all these.
 
     A key that is no task stands for the tasks that are named in what stands there.
     """
     behind: dict[Hashable, list[Hashable]] = {}
-    taken: list[list[Hashable]] = []
+    taken: list[list[Hashable] | None] = []
     for chain in found:
         key, members = chain[-1], set(chain)
         keys = [each for member in chain for name in inputs_of(member) if name not in members for each in behind[name]]
-        runs = is_task(graph[key]) or (bool(inputs_of(key)) and _holds_task(graph[key]))
+        runs = _holds_task(graph[key])
         behind[key] = [key] if runs else keys
-        taken.append(keys if runs else [])
+        taken.append(keys if runs else None)
     uses = Uses(each for key in wanted for each in behind[key])
-    for keys in taken:
-        uses.count(keys)
+    for needed in taken:
+        uses.count(needed or ())
     return taken, uses
 
 
@@ -135,20 +138,24 @@ class _Sending:
         self._labels: dict[Hashable, str] = {}
         self._chains: dict[tuple[tuple[int, int, int], ...], Chain] = {}
 
-    def add(self, chain: Sequence[Hashable], *, has_inputs: bool, last_of: Sequence[Hashable]) -> None:
-        """Add a key, or several that are run as one task; `last_of`: the tasks that nothing takes after it."""
+    def add(self, chain: Sequence[Hashable], last_of: Sequence[Hashable]) -> None:
+        """Add a task, or several that are run as one, or a list that holds tasks; `last_of`: the tasks that nothing
+        takes after it."""
         key = chain[-1]
         value = self._graph[key]
-        if is_task(value):
+        if not is_task(value):
+            task, label = GraphTask(run_nested, (self._resolved(value),), _NO_KEYWORDS), "list"
+        else:
             task = self._plain_task(value) if len(chain) == 1 else self._task_of_chain(chain)
-            self._add(key, task, label_of(value[0]), last_of)
-            return
-        if has_inputs:
-            value = self._resolved(value)
-            if type(value) is NestedCall:
-                self._add(key, GraphTask(run_nested, (value,), _NO_KEYWORDS), "list", last_of)
-                return
-        self._stands[key] = value
+            label = label_of(value[0])
+        self._submission.add(key, task, label, self._options, last_of)
+        self._stands[key] = input_of(key)
+        self._labels[key] = label
+
+    def let_stand(self, key: Hashable, *, has_inputs: bool) -> None:
+        """What stands for a key is no task, but a value, another key, or a list of such."""
+        value = self._graph[key]
+        self._stands[key] = self._resolved(value) if has_inputs else value
 
     def futures(self, keys: Iterable[Hashable]) -> dict[Hashable, Any]:
         """Futures of keys, or the values that stood there, by key."""
@@ -165,11 +172,6 @@ class _Sending:
             return made[key]
 
         return {key: with_futures(self._stands[key]) for key in keys}
-
-    def _add(self, key: Hashable, task: GraphTask, label: str, last_of: Sequence[Hashable]) -> None:
-        self._submission.add(key, task, label, self._options, last_of)
-        self._stands[key] = input_of(key)
-        self._labels[key] = label
 
     def _plain_task(self, task: tuple[Any, ...]) -> GraphTask:
         args = [self._resolved(argument) for argument in task[1:]]

@@ -92,6 +92,8 @@ def test_a_raw_graph(client: Client) -> None:
         "sum": (sum, [("y", 0), ("y", 1), (increment, 10)]),
         "alias": "sum",
         "list": ["x", [("y", 0)], (increment, "x")],
+        "calls": [(increment, 1), [5, (increment, 2)]],
+        "last call": (operator.getitem, "calls", -1),
         "broken": (fail, "not asked for"),
         "constant": {"x": "not a key here"},
     }
@@ -99,6 +101,7 @@ def test_a_raw_graph(client: Client) -> None:
     assert client.get(graph, [["alias", "x"], [("y", 1)], "list", "constant"]) == [
         [16, 1], [3], [1, [2], 2], {"x": "not a key here"},
     ]  # fmt: skip
+    assert client.get(graph, ["calls", "last call"]) == [[2, [5, 3]], [5, 3]], "it names no key, and is run"
     future = client.get(graph, "sum", sync=False)
     assert future.result() == 16
     with pytest.raises(KeyError, match="nowhere"):
