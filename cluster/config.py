@@ -9,14 +9,12 @@ setting is an error wherever it stands, so a typing mistake is never silently wi
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import math
 import os
-import tempfile
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -50,7 +48,12 @@ def _default_directory() -> Path:
 
 def _default_shared_memory_directory() -> Path:
     shared = Path("/dev/shm")
-    return shared if os.access(shared, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return shared if os.access(shared, os.W_OK | os.X_OK) else _temporary_directory()
+
+
+def _temporary_directory() -> Path:
+    # Loaded here, since few need it: with what it loads in turn it takes a thirtieth of a scheduler's memory.
+    return Path(import_module("tempfile").gettempdir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +215,7 @@ def _resolve(overrides: Mapping[str, Any]) -> tuple[Settings, dict[str, str]]:
     add(from_file, str(file))
     if not values.get("fast_paths", True):
         # Shared memory is one of the fast paths. A directory that somebody names is used all the same.
-        values.setdefault("shared_memory_directory", Path(tempfile.gettempdir()))
+        values.setdefault("shared_memory_directory", _temporary_directory())
     return Settings(**values), origins
 
 
@@ -258,8 +261,10 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"the settings file {file} cannot be read: {error}") from error
+    tomllib = import_module("tomllib")  # loaded here, since most users have no such file
     try:
-        return tomllib.loads(text)
+        table: dict[str, Any] = tomllib.loads(text)
+        return table
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"the settings file {file} is not valid TOML: {error}") from error
 
@@ -270,7 +275,7 @@ def _take(
     for name, value in values.items():
         written = prefix + (name.upper() if upper else name)
         if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, 1, 0.5)
+            near = import_module("difflib").get_close_matches(name, _FIELDS, 1, 0.5)  # loaded for this alone
             nearest = prefix + (near[0].upper() if upper else near[0]) if near else ""
             hint = f"did you mean {nearest}?" if near else "`cluster config` lists them"
             raise SettingError(f"{source} has {written}, which is no setting; {hint}")

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from typing import Any
 
-from cluster.version import __version__
+from cluster.installed import installed_versions
 
 __all__ = ["differing_versions", "package_versions"]
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """The versions of Python, of cluster and of these distributions in this process; None: not installed.
-
-    Nothing is imported: a millisecond or two.
-    """
-    versions: dict[str, str | None] = {"python": platform.python_version(), "cluster": __version__}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    """The versions of Python, of cluster and of these distributions in this process; None: not installed."""
+    wanted = list(names)
+    found = installed_versions(wanted)
+    return {name: found.get(name) for name in ("python", "cluster", *wanted)}
 
 
 def differing_versions(versions: Mapping[str, Any]) -> list[str]:

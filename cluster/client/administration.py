@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import time
-import zipfile
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -94,7 +93,9 @@ class Administration(ClientCore):
 
         As `upload_file` does with an archive of it; compiled Python files are left out.
         """
-        return self._complete(self._upload(lambda: _archive(package)))
+        # Loaded here, since few clients do this.
+        archiving = import_module("cluster.client.package_archive")
+        return self._complete(self._upload(lambda: archiving.archive_of(package)))
 
     def replicate(self, futures: Any, n: int | None = None, *, workers: str | Iterable[str] | None = None) -> None:
         """Wait for futures, and have each value on `n` workers (all by default), of those named if some are."""
@@ -272,21 +273,3 @@ def _outcome(error: str, answer: Any) -> Any:
     if "data" in answer:
         return loads(answer["data"])
     raise rebuild_failure(Failure(answer["kind"], answer["error"], answer["details"]))
-
-
-def _archive(package: ModuleType | str | Path) -> tuple[str, bytes]:
-    """A package as the name and the bytes of an archive."""
-    if isinstance(package, ModuleType):
-        if not hasattr(package, "__path__"):
-            raise TypeError(f"{package.__name__} is a module and no package: upload_file({package.__file__!r}) does it")
-        folder = Path(next(iter(package.__path__)))
-    else:
-        folder = Path(package).absolute()
-    if not (folder / "__init__.py").is_file():
-        raise ValueError(f"{folder} is no package: it has no __init__.py")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in path.parts:
-                archive.write(path, path.relative_to(folder.parent).as_posix())
-    return f"{folder.name}.zip", buffer.getvalue()

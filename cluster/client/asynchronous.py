@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import pdb
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,9 @@ from cluster.client.on_loop import OnLoop, aside, check_loop
 from cluster.client.operations import Aside, Operation, Until
 from cluster.errors import ClusterError
 from cluster.transport.blocking import BlockingConnection
+
+if TYPE_CHECKING:
+    import pdb
 
 __all__ = ["AsyncClient", "AsyncFuture", "AsyncFutureSequence"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import socket
 import sys
 import time
@@ -30,7 +29,7 @@ from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
 from cluster.session.machine import Session
 from cluster.transport.blocking import BlockingConnection
-from cluster.version import __version__
+from cluster.version import PYTHON_VERSION, __version__
 from cluster.wire.encoded import Reference
 
 __all__ = ["ClientCore", "client_of_task", "current_client", "each_future"]
@@ -110,7 +109,7 @@ class ClientCore:
 
     def _stand_on(self, connection: BlockingConnection) -> None:
         """Make the parts that live on a connection."""
-        versions = {"python": platform.python_version(), "cluster": __version__}
+        versions = {"python": PYTHON_VERSION, "cluster": __version__}
         self._session = self._session_kind(self.id, self.name, versions, self._weight)
         self._connections = AgentConnections(self._secret, self.scheduler_address, self._settings.fast_paths)
         self._segments = OwnSegments(self._settings.shared_memory_directory)

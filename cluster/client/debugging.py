@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import pdb
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cluster.client.core import ClientCore
 from cluster.client.future import Future
 from cluster.client.operations import Operation, Raised
 from cluster.errors import ClusterError
 from cluster.wire.payload import loads
+
+if TYPE_CHECKING:
+    import pdb
 
 __all__ = ["Debugging"]
 
@@ -29,7 +32,8 @@ class Debugging(ClientCore):
         Raises ClusterError if the scheduler cannot say what the task was made of.
         """
         self._check_own(future)
-        return self._complete(self._debugging(future, debugger or pdb.Pdb()))
+        # Loaded here: half a megabyte that few clients need.
+        return self._complete(self._debugging(future, debugger or import_module("pdb").Pdb()))
 
     def recreate_error_locally(self, future: Future) -> Any:
         """As `debug`, without the debugger: what the task raised is raised here, with a traceback whose frames live."""

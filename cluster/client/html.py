@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
+from importlib import import_module
 
 __all__ = ["card"]
 
@@ -34,4 +34,6 @@ def _text(value: object) -> str:
     text = str(value)
     if len(text) > TEXT_LIMIT:
         text = text[:TEXT_LIMIT] + "…"
-    return html.escape(text)
+    # Loaded here: its table of all names of characters is as large as ten of our modules.
+    escaped: str = import_module("html").escape(text)
+    return escaped

@@ -16,13 +16,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cluster.config import Settings
 from cluster.daemon import fast_paths, slot_protocol
 from cluster.daemon.agent_errands import ERRANDS_FROM, ErrandProcesses
-from cluster.daemon.agent_modules import store_module
 from cluster.daemon.agent_peers import PeerLinks, PeerServer
 from cluster.daemon.agent_slots import SlotPipes
 from cluster.daemon.agent_spill import Spiller
@@ -444,6 +444,8 @@ class AgentDaemon:
         def stored(future: asyncio.Future[str]) -> None:
             self.feed(events.ModuleStored(effect.request, future.result()))
 
+        # Loaded here, since few workers are sent any.
+        store_module = import_module("cluster.daemon.agent_modules").store_module
         folder = self._store.modules_path
         storing = self._loop.run_in_executor(None, store_module, folder, effect.name, effect.data)
         storing.add_done_callback(stored)

@@ -57,10 +57,8 @@ class StarterOptions:
         self.fast_paths = fast_paths
         self.descriptor_limit = descriptor_limit
         self.cluster = cluster
-        self.command = [sys.executable, "-m", "cluster.daemon.starter", "--name", worker_name]
-        self.command += [f"--segments={directory}" for directory in segment_directories]
-        if python_path:
-            self.command.append(f"--python-path={python_path}")
+        self.command = [sys.executable, "-m", "cluster.daemon.starter", worker_name, python_path]
+        self.command += map(str, segment_directories)
         threads = str(max(1, int(host_limits().cores / max(1, slots))))
         self.environment = {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}
         if fast_paths:
@@ -77,7 +75,7 @@ class StarterLink:
         self._channel, theirs = _packets() if options.fast_paths else _pipes()
         try:
             self._process = subprocess.Popen(
-                [*options.command, *map(str, theirs)],
+                [*options.command, ",".join(map(str, theirs))],
                 env=options.environment,
                 pass_fds=theirs,
                 start_new_session=True,

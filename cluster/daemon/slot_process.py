@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -55,24 +54,18 @@ def be_slot(
 
 def command_of_slot(threads: Sequence[SlotDescriptors], worker_name: str, python_path: str) -> list[str]:
     """What starts a fresh interpreter that is a slot with these descriptors, which it inherits; or several slots."""
-    command = [sys.executable, "-m", "cluster.daemon.slot_process", "--name", worker_name]
-    if python_path:
-        command.append(f"--python-path={python_path}")
-    return [*command, *(str(descriptor) for thread in threads for descriptor in thread)]
+    descriptors = [str(descriptor) for thread in threads for descriptor in thread]
+    return [sys.executable, "-m", "cluster.daemon.slot_process", worker_name, python_path, *descriptors]
 
 
 def main() -> None:
-    """Entry of `python -m cluster.daemon.slot_process`; the starter starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--python-path", default="")
-    parser.add_argument("descriptors", type=int, nargs="+")
-    options = parser.parse_args()
-    add_python_path(options.python_path)
+    """Entry of `python -m cluster.daemon.slot_process`; the starter starts it, by `command_of_slot`."""
+    worker_name, python_path, *descriptors = sys.argv[1:]
+    add_python_path(python_path)
     each = len(SlotDescriptors._fields)
-    numbers = options.descriptors
+    numbers = list(map(int, descriptors))
     threads = [SlotDescriptors(*numbers[first : first + each]) for first in range(0, len(numbers), each)]
-    be_slot(threads, options.name, _cluster_of_environment(), lambda: None)
+    be_slot(threads, worker_name, _cluster_of_environment(), lambda: None)
 
 
 def environment_of_slot(cluster: ClusterOfSlot) -> dict[str, str]:

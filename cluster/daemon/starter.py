@@ -11,7 +11,6 @@ started and that left its slot's process group is nobody's any more.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import gc
@@ -240,23 +239,23 @@ def _ignore(number: int, frame: object) -> None:
 
 
 def main() -> None:
-    """Entry of `python -m cluster.daemon.starter`; the agent starts it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("channel", type=int, nargs="+", help="a Unix socket, or two pipes: to read from, to write to")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--python-path", default="")
-    parser.add_argument("--segments", action="append", default=[])
-    options = parser.parse_args()
-    add_python_path(options.python_path)
-    forks = len(options.channel) == 1
-    agent = PacketChannel(socket.socket(fileno=options.channel[0])) if forks else PipeChannel(*options.channel)
+    """Entry of `python -m cluster.daemon.starter`; the agent starts it (`StarterOptions.command`).
+
+    The last argument is the channel: a Unix socket, or two pipes, to read from and to write to. argparse is not loaded
+    for that: it would stay in every slot.
+    """
+    worker_name, python_path, *segment_directories, channel = sys.argv[1:]
+    add_python_path(python_path)
+    descriptors = list(map(int, channel.split(",")))
+    forks = len(descriptors) == 1
+    agent = PacketChannel(socket.socket(fileno=descriptors[0])) if forks else PipeChannel(*descriptors)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     # What exists by now is never collected, and so its pages are not written to by the collector in every slot.
     gc.collect()
     gc.freeze()
-    Starter(agent, options.name, options.python_path, forks).run()
-    for directory in options.segments:  # and what clients in the slots had beside it
+    Starter(agent, worker_name, python_path, forks).run()
+    for directory in segment_directories:  # and what clients in the slots had beside it
         sweep(Path(directory).parents[1])
 
 

@@ -63,8 +63,7 @@ class Settings:
     """When this life of the scheduler began, by the clock whose time is passed in."""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a task has no value. Tasks that failed because of it share the object."""
 
     kind: str

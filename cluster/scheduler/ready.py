@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
+from typing import NamedTuple
 
 from cluster.scheduler.hosts import Host
 from cluster.scheduler.neighbours import Neighbours
@@ -37,8 +37,7 @@ ADMITTED_AMONG = 16  # rows of a stretch, when a worker's memory is nearly full
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Restriction:
+class Restriction(NamedTuple):
     """Where a task may run: on these workers (names or addresses; empty: on any) with these resources free."""
 
     workers: tuple[str, ...] = ()

@@ -21,9 +21,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 import time
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -297,7 +297,8 @@ def _remove_files(directory: int) -> None:
     for name in sorted(os.listdir(directory), key=lambda name: (name == _LOCK, name)):
         with contextlib.suppress(FileNotFoundError):
             if name == _MODULES:
-                shutil.rmtree(name, dir_fd=directory)
+                # Loaded here, with three libraries to compress, since few workers are sent any.
+                import_module("shutil").rmtree(name, dir_fd=directory)
             else:
                 _remove_file(name, directory)
 

@@ -25,13 +25,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import platform
 import struct
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
 from cluster.errors import HandshakeFailed, Intercepted, SettingError, VersionMismatch, WrongSecret
+from cluster.version import PYTHON_VERSION
 
 __all__ = [
     "HANDSHAKE_LIMIT_BYTES",
@@ -102,7 +102,7 @@ class Handshake:
         self._secret = secret
         self._listening = listening
         self._peer_roles = peer_roles
-        self._claims: dict[str, Any] = {"role": role, "versions": versions or {"python": platform.python_version()}}
+        self._claims: dict[str, Any] = {"role": role, "versions": versions or {"python": PYTHON_VERSION}}
         self._received = bytearray()
         self._peer_hello = b""
         self._connecting_claims = b""

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster import CancelledError, Client, ClusterError, LocalCluster
+from cluster.versions import package_versions
 from tests.processes.whole_cluster import Gate, wait_at
 
 Gates = Callable[[int], list[Gate]]
@@ -204,6 +205,13 @@ def test_versions_of_all_sides(client: Client) -> None:
     assert worker["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}")
     assert worker["pytest"] == pytest.__version__
     assert versions["scheduler"]["cluster"] == worker["cluster"]
+
+
+def test_a_distribution_is_found_however_its_name_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Half_Written.name-1.5.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    versions = package_versions(["half-written-name", "HALF.written_name", "half-written"])
+    assert list(versions.values())[2:] == ["1.5", "1.5", None]
 
 
 def test_waiting_for_workers(client: Client) -> None:
