@@ -212,9 +212,13 @@ class ClientDesk:
         table.link(run, first)
         starts, place = run.dependency_starts, first - run.start
         assert starts is not None
-        if not apart and _UNFINISHED.issuperset(map(table.state.__getitem__, run.dependencies[starts[place] :])):
+        if not apart and not run.calls_actor:
+            states = set(map(table.state.__getitem__, run.dependencies[starts[place] :]))
+            if states == {FINISHED}:
+                self.lifecycle.linked.make_ready(range(first, run.start + run.count))
+                return
             missing = array("i", map(sub, starts[place + 1 :], starts[place:]))
-            if 0 not in missing:
+            if _UNFINISHED.issuperset(states) and 0 not in missing:
                 table.waiting[first : first + len(missing)] = missing
                 return
         for row in range(first, run.start + run.count):

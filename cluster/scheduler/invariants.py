@@ -123,6 +123,7 @@ def check_empty(ledger: Ledger) -> None:
         kept = getattr(ledger, name)
         assert not kept, f"ledger.{name} still has {len(kept)} entries: {kept}"
     assert not table.replicas and not table.stale_edges, "the table still lists replicas or stale edges"
+    assert not table.fans, f"the rows {list(table.fans)} still have fans"
     assert not table.walked, "the table still protects edges that nobody walks along"
     assert _count_free_edges(table) == len(table.edge_row), "not every edge went back to the free list"
     assert ledger.ready_rows == 0, "rows are still counted as ready"
@@ -251,6 +252,11 @@ def _check_edges(ledger: Ledger, live: list[int]) -> None:
                 edges[row, dependent] = edges.get((row, dependent), 0) + 1
             edge = edge_next[edge]
     assert used + _count_free_edges(table) == len(edge_row), "edges were lost"
+    for row in table.fans:
+        if state[row] == FREE or not table.fans[row]:
+            raise AssertionError(f"the free row {row} has fans, or one that has none is listed")
+        for dependent in table.rows_of_fans(row):
+            edges[row, dependent] = edges.get((row, dependent), 0) + 1
     for row in live:
         inputs = table.inputs_of(row)
         if not inputs:

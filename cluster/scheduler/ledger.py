@@ -24,7 +24,7 @@ from cluster.scheduler.nesting import Parent
 from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
 from cluster.scheduler.spreads import Spread
 from cluster.scheduler.suspects import SuspectLane, Suspicion
-from cluster.scheduler.table import FINISHED, OWNER_WANTS, READY, Run, Table
+from cluster.scheduler.table import DELIVERED, FINISHED, OWNER_WANTS, READY, Run, Table
 from cluster.scheduler.workers import COROUTINES, GrantRecord, WorkerRecord
 from cluster.wire import messages
 
@@ -57,6 +57,7 @@ class Settings:
     lineage_rows: int = 1_000_000
     lineage_bytes: int = 1_000_000_000
     unmet_request_seconds: float = 60.0
+    fan_rows: int = 32  # so many neighbours, two at least, that take one row are linked as one; fewer have an edge each
     arguments_told_bytes: int = 4 << 20  # of a client's arguments that were granted, before it is told
     versions: dict[str, str] = field(default_factory=dict)
     started_at: float = 0.0
@@ -113,7 +114,7 @@ class Ledger:
         self.events = EventLog()
         self.now = 0.0  # the time of the event that is being handled
         self.history = History()
-        self.table = Table()
+        self.table = Table(settings.fan_rows)
         self.clients: dict[bytes, ClientRecord] = {}
         self.client_of_peer: dict[int, ClientRecord] = {}
         self.workers: dict[int, WorkerRecord] = {}  # by index
@@ -335,6 +336,27 @@ class Ledger:
         notice = FinishedNotice()
         notice.add(number, piece)
         self.outbox.append((client.peer, notice))
+
+    def tell_finished_rows(self, run: Run, first: int, stop: int, offsets: array[int], blob: bytes) -> None:
+        """Tell the owner of consecutive rows, which it wants, that they have values; `offsets`: in `blob`, or empty."""
+        client, count, flags = run.client, stop - first, self.table.flags
+        if not client.connected:
+            return
+        number = run.first_number + first - run.start
+        if not offsets or client.congested:
+            self.send(client.peer, messages.Finished([number, count], b"", b""))
+            return
+        blob = blob[offsets[0] : offsets[-1]]
+        if offsets[0]:
+            base = offsets[0]
+            offsets = array("I", [offset - base for offset in offsets])
+        if all(map(int.__lt__, offsets, offsets[1:])):  # every value came along
+            flags[first:stop] = bytes((OWNER_WANTS | DELIVERED,)) * count
+        else:
+            for step in range(count):
+                if offsets[step] < offsets[step + 1]:
+                    flags[first + step] |= DELIVERED
+        self.send(client.peer, messages.Finished([number, count], offsets.tobytes(), blob))
 
     def failure(self, row: int, kind: str, exception: str, message: str, **details: Any) -> Failure:
         """Why a row has no value, as the scheduler itself knows it; `exception` is what the client raises."""

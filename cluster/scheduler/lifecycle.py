@@ -20,6 +20,7 @@ recursion: a chain may be a million long.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.scheduler import holdings
@@ -56,14 +57,15 @@ __all__ = ["Lifecycle"]
 
 
 class Cascade:
-    """A failed row whose dependents are failing, one edge after the other."""
+    """A failed row whose dependents are failing, one after the other."""
 
-    __slots__ = ("edge", "failure", "identity", "row")
+    __slots__ = ("edge", "failure", "identity", "in_fans", "row")
 
-    def __init__(self, row: int, identity: int, edge: int, failure: Failure) -> None:
+    def __init__(self, row: int, identity: int, edge: int, in_fans: Iterator[int], failure: Failure) -> None:
         self.row = row
         self.identity = identity  # of its run
         self.edge = edge  # the next one
+        self.in_fans = in_fans  # the dependents that have no edge
         self.failure = failure
 
 
@@ -238,9 +240,10 @@ class Lifecycle:
         ledger.refusals.pop(row, None)
         ledger.failures[row] = failure
         ledger.tell_wanting(row, failure)
-        if table.first_edge[row] >= 0:
+        if table.has_dependents(row):
             table.walked.add(row)
-            self._cascades.append(Cascade(row, ledger.run(row).identity, table.first_edge[row], failure))
+            in_fans = table.rows_of_fans(row)
+            self._cascades.append(Cascade(row, run.identity, table.first_edge[row], in_fans, failure))
         if holds_inputs:
             self.leave_inputs(row)
         self._settle(row)
@@ -264,12 +267,14 @@ class Lifecycle:
             if run is None or run.identity != cascade.identity or table.state[row] == FREE:
                 cascades.pop()  # its dependents had gone before
                 continue
-            if edge < 0:
-                cascades.pop()
-                table.walked.discard(row)
-                continue
-            cascade.edge = table.edge_next[edge]
-            dependent = table.dependent_of(edge)
+            if edge >= 0:
+                cascade.edge = table.edge_next[edge]
+                dependent = table.dependent_of(edge)
+            else:
+                dependent = next(cascade.in_fans, -1)
+                if dependent < 0:
+                    cascades.pop()
+                    table.walked.discard(row)
             # A dependent that was granted may have got the value already: only a cancel stops it.
             if dependent >= 0 and (cascade.failure.kind == "cancelled" or table.state[dependent] != GRANTED):
                 self.fail(dependent, cascade.failure)

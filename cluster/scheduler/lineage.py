@@ -9,12 +9,15 @@ from __future__ import annotations
 from array import array
 
 from cluster.scheduler.clients import ClientRecord
+from cluster.scheduler.fans import Fan
 from cluster.scheduler.ledger import Ledger
-from cluster.scheduler.table import NO_RECIPE, NOT_LISTED, Run
+from cluster.scheduler.table import FREE, NO_RECIPE, NOT_LISTED, Run
 
 __all__ = ["Lineage"]
 
 _END = -1
+_ONLY_NO_RECIPE = bytes(flags & NO_RECIPE for flags in range(256))
+_WITH_NO_RECIPE = bytes(flags | NO_RECIPE for flags in range(256))
 
 
 class Lineage:
@@ -125,17 +128,35 @@ class Lineage:
 
         How many inputs and heirs were looked at.
         """
-        table, looked_at = self._ledger.table, 0
-        flags = table.flags
+        table = self._ledger.table
         is_walked = row in table.walked
         table.walked.add(row)  # it is about to lose all its heirs: to rebuild its edges in between would be for nothing
-        for heir in table.dependents(row):
-            looked_at += 1
-            if not flags[heir] & NO_RECIPE:
-                flags[heir] |= NO_RECIPE
-                sources = table.inputs_of(heir)
-                looked_at += len(sources)
-                self._unneeded.extend(table.drop_heirs(sources))
+        looked_at = sum(map(self._lose_recipe, table.rows_of_edges(row)))
+        looked_at += sum(map(self._lose_recipes, tuple(table.fans.get(row, ()))))
         if not is_walked:
             table.walked.discard(row)
         return looked_at
+
+    def _lose_recipe(self, row: int) -> int:
+        """The row cannot be computed again; how many inputs and heirs were looked at."""
+        table = self._ledger.table
+        if table.flags[row] & NO_RECIPE:
+            return 1
+        table.flags[row] |= NO_RECIPE
+        sources = table.inputs_of(row)
+        self._unneeded.extend(table.drop_heirs(sources))
+        return 1 + len(sources)
+
+    def _lose_recipes(self, fan: Fan) -> int:
+        """None of these rows can be computed again; how many inputs and heirs were looked at."""
+        table, run = self._ledger.table, fan.run
+        if not run.live:
+            return 0
+        span = slice(fan.start, fan.stop)
+        states, flags = table.state[span], table.flags[span]
+        if FREE in states or any(flags.translate(_ONLY_NO_RECIPE)):
+            return sum(self._lose_recipe(row) for row, state in zip(fan.rows, states, strict=True) if state != FREE)
+        table.flags[span] = flags.translate(_WITH_NO_RECIPE)
+        sources = run.inputs_of_rows(fan.rows)
+        self._unneeded.extend(table.drop_heirs(sources))
+        return len(states) + len(sources)

@@ -9,9 +9,10 @@ half a million tasks that is a third of the scheduler's time.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cluster.scheduler import holdings
+from cluster.scheduler.fans import Fan, all_alike
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Ledger
 from cluster.scheduler.lineage import Lineage
@@ -36,6 +37,7 @@ __all__ = ["LinkedRows"]
 
 ROW_IN_INPUTS = 8  # to leave so many inputs takes as long as to forget a row does otherwise
 STRIDED_LEAST = 8  # rows apart from each other: fewer are looked at one by one
+TOLD_TOGETHER_LEAST = 16  # fewer rows share a message with others
 SPAN_LEAST = 1024  # a span may cost so much, however little of a limit is left: what follows from it comes in spans too
 
 
@@ -88,7 +90,7 @@ class LinkedRows:
         worker.held_bytes += total
         if table.flags.count(0, first, stop) != len(sizes):
             self._tell(run, first, stop, offsets, blob)
-        if total > SMALL_BYTES:
+        if total > SMALL_BYTES and max(sizes) > SMALL_BYTES:
             for row in range(first, stop):
                 holdings.note(self._ledger, row)
         if run.has_dependents:
@@ -99,8 +101,12 @@ class LinkedRows:
         if run.dependency_starts is not None:
             place = first - run.start
             starts = run.dependency_starts
+            sources = run.dependencies[starts[place] : starts[place + len(sizes)]]
             left = []
-            for source in run.dependencies[starts[place] : starts[place + len(sizes)]]:
+            if all_alike(sources):
+                holds[sources[0]] -= len(sources) - 1
+                sources = sources[:1]
+            for source in sources:
                 reasons = holds[source] = holds[source] - 1
                 if not reasons:
                     left.append(source)
@@ -120,6 +126,9 @@ class LinkedRows:
         """Tell the owner of those values that it wants, and end what kept a row until it ended."""
         ledger, client = self._ledger, run.client
         flags, holds = ledger.table.flags, ledger.table.holds
+        if stop - first >= TOLD_TOGETHER_LEAST and flags.count(OWNER_WANTS, first, stop) == stop - first:
+            ledger.tell_finished_rows(run, first, stop, offsets, blob)
+            return
         for place, row in enumerate(range(first, stop)):
             if flags[row] & OWNER_WANTS:
                 piece = b""
@@ -157,9 +166,34 @@ class LinkedRows:
             if len(woken) - before > 1:  # edges are kept newest first
                 woken[before:] = woken[: before - 1 if before else None : -1]
         if woken:
-            self._make_ready(woken, latest)
+            self.make_ready(woken, latest)
+        if table.fans:
+            for row in table.fans.of_any(range(first, stop)):
+                for fan in tuple(table.fans[row]):
+                    self._wake_fan(fan, latest)
 
-    def _make_ready(self, woken: list[int], latest: int) -> None:
+    def _wake_fan(self, fan: Fan, latest: int) -> None:
+        """Neighbours have one missing input less."""
+        ledger, table = self._ledger, self._ledger.table
+        run, start, stop = fan.run, fan.start, fan.stop
+        if not run.live:
+            return
+        state, waiting, count = table.state, table.waiting, stop - start
+        if fan.takes_nothing_else and not ledger.suspects and not ledger.refusals:
+            ones = array("i", (1,)) * count
+            if waiting[start:stop] == ones and state[start:stop] == bytes((WAITING,)) * count:
+                waiting[start:stop] = array("i", bytes(4 * count))
+                ledger.make_ready(run, home(ledger, start, run, table.inputs_of(start), latest), start, stop)
+                return
+        woken = []
+        for row in fan.rows:
+            if state[row] == WAITING:
+                left = waiting[row] = waiting[row] - 1
+                if not left:
+                    woken.append(row)
+        self.make_ready(woken, latest)
+
+    def make_ready(self, woken: Iterable[int], latest: int = NOBODY) -> None:
         """All inputs of these waiting rows have values; neighbours with one home become ready as one span."""
         ledger, table = self._ledger, self._ledger.table
         run_of = table.run_of

@@ -31,15 +31,18 @@ would hold the futures inside it.
 
 Edges are a linked list in columns, so that later batches can join it. An edge whose dependent has been freed is not
 hunted down at once: it names the dependent's run, and run identities never repeat, so that a stale edge is recognised;
-a list in which stale edges prevail is rebuilt (amortised constant cost).
+a list in which stale edges prevail is rebuilt (amortised constant cost). Where many neighbours take one row, they
+have a *fan* instead of an edge each (`fans.py`).
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from cluster.scheduler.fans import Fans, Links, all_alike, divide_links
 from cluster.scheduler.sizes import OutputSizes
 
 if TYPE_CHECKING:
@@ -199,7 +202,8 @@ _UNKNOWN_SIZES = OutputSizes()  # of runs that run nothing: nobody adds to them
 class Table:
     """Columns, runs, free space and edges. Rows are plain integers; the caller keeps the states' meaning."""
 
-    def __init__(self) -> None:
+    def __init__(self, fan_rows: int) -> None:
+        self._fan_rows = fan_rows
         self.state = bytearray()
         self.flags = bytearray()
         self.attempt: array[int] = array("q")
@@ -216,6 +220,7 @@ class Table:
         self.edge_run: array[int] = array("q")
         self.edge_next: array[int] = array("q")
         self.free_edge = -1
+        self.fans = Fans()
         self.stale_edges: dict[int, int] = {}
         self.walked: set[int] = set()  # rows whose edges somebody is in the middle of: they are not rebuilt
         self.replicas: dict[int, list[int]] = {}
@@ -278,6 +283,9 @@ class Table:
         """As `free` for several rows of a run, none of which has failed."""
         count, span = len(rows), slice(rows.start, rows.stop, rows.step)
         self.state[span] = bytes(count)
+        for row in self.fans.of_any(rows):
+            del self.fans[row]
+            self.stale_edges.pop(row, None)
         heads = self.first_edge[span]
         if heads.count(-1) != count:
             self._free_edges(heads)
@@ -294,6 +302,9 @@ class Table:
         assert run is not None
         self.state[row] = FREE
         self.walked.discard(row)
+        if row in self.fans:
+            del self.fans[row]
+            self.stale_edges.pop(row, None)
         edge = self.first_edge[row]
         if edge >= 0:
             self._free_edges((edge,))
@@ -396,14 +407,23 @@ class Table:
 
     def link(self, run: Run, first: int) -> None:
         """Note that the rows of a run from `first` on take their inputs' values, and hold these."""
+        fans, by_edges = divide_links(run, first, self._fan_rows)
+        for source, fan in fans:
+            count = len(fan.rows)
+            self.holds[source] += count
+            self.heirs[source] += count
+            self.fans.add(source, fan)
+        for links in by_edges:
+            self._link_by_edges(run.identity, links)
+
+    def _link_by_edges(self, identity: int, links: Links) -> None:
+        """An edge for each of these inputs."""
+        sources = links.sources
         first_edge, heirs, holds = self.first_edge, self.heirs, self.holds
         edge_row, edge_run, edge_next = self.edge_row, self.edge_run, self.edge_next
-        starts, sources, identity = run.dependency_starts, run.dependencies, run.identity
-        assert starts is not None
         free = self.free_edge
-        for place in range(first - run.start, run.count):
-            dependent = run.start + place
-            for source in sources[starts[place] : starts[place + 1]]:
+        for dependent, (begin, stop) in enumerate(pairwise(links.starts), links.first):
+            for source in sources[begin:stop]:
                 holds[source] += 1
                 heirs[source] += 1
                 edge = free
@@ -421,7 +441,12 @@ class Table:
         self.free_edge = free
 
     def dependents(self, row: int) -> Iterator[int]:
-        """The rows that take this row's value, newest first; one that takes it twice comes twice."""
+        """The rows that take this row's value; one that takes it twice comes twice."""
+        yield from self.rows_of_edges(row)
+        yield from self.rows_of_fans(row)
+
+    def rows_of_edges(self, row: int) -> Iterator[int]:
+        """Those of the rows that take this row's value to which an edge leads, newest first."""
         edge = self.first_edge[row]
         edge_row, edge_run, edge_next, run_of, state = (
             self.edge_row,
@@ -437,6 +462,18 @@ class Table:
                 yield dependent
             edge = edge_next[edge]
 
+    def rows_of_fans(self, row: int) -> Iterator[int]:
+        """Those of the rows that take this row's value which stand in its fans."""
+        run_of, state = self.run_of, self.state
+        for fan in tuple(self.fans.get(row, ())):
+            for dependent in fan.rows:
+                if run_of[dependent] is fan.run and state[dependent] != FREE:
+                    yield dependent
+
+    def has_dependents(self, row: int) -> bool:
+        """Whether rows take this row's value, or did; all of them may have been freed."""
+        return self.first_edge[row] >= 0 or row in self.fans
+
     def dependent_of(self, edge: int) -> int:
         """The row that an edge leads to; -1 when that has been freed."""
         dependent = self.edge_row[edge]
@@ -444,11 +481,13 @@ class Table:
         stale = run is None or run.identity != self.edge_run[edge] or self.state[dependent] == FREE
         return -1 if stale else dependent
 
-    def drop_heirs(self, sources: Iterable[int]) -> list[int]:
+    def drop_heirs(self, sources: Sequence[int]) -> list[int]:
         """A dependent of each of these rows is gone (of one that stands there twice, two): those nobody needs any more.
 
         The others keep its edges until stale ones prevail.
         """
+        if all_alike(sources):
+            return self._drop_heirs_of(sources[0], len(sources))
         heirs, holds, stale_edges, unneeded = self.heirs, self.holds, self.stale_edges, []
         for source in sources:
             left = heirs[source] = heirs[source] - 1
@@ -457,12 +496,24 @@ class Table:
                 continue
             stale = stale_edges[source] = stale_edges.get(source, 0) + 1
             if stale > STALE_EDGES_BEFORE_REBUILD and stale > left:
-                # The inputs of a shuffle's tasks lose their heirs side by side: they are not all rebuilt in one step.
-                spread = max(left, REBUILDS_SPREAD) * (source % REBUILDS_SPREAD) // REBUILDS_SPREAD
-                if stale > max(STALE_EDGES_BEFORE_REBUILD, left) + spread and source not in self.walked:
-                    del stale_edges[source]
-                    self._rebuild_edges(source)
+                self._rebuild_if_due(source, stale, left)
         return unneeded
+
+    def _drop_heirs_of(self, source: int, count: int) -> list[int]:
+        """As `drop_heirs` for one row, so many dependents of which are gone."""
+        left = self.heirs[source] = self.heirs[source] - count
+        if not left and not self.holds[source]:
+            return [source]
+        stale = self.stale_edges[source] = self.stale_edges.get(source, 0) + count
+        self._rebuild_if_due(source, stale, left)
+        return []
+
+    def _rebuild_if_due(self, source: int, stale: int, left: int) -> None:
+        # The inputs of a shuffle's tasks lose their heirs side by side: they are not all rebuilt in one step.
+        spread = max(left, REBUILDS_SPREAD) * (source % REBUILDS_SPREAD) // REBUILDS_SPREAD
+        if stale > max(STALE_EDGES_BEFORE_REBUILD, left) + spread and source not in self.walked:
+            del self.stale_edges[source]
+            self._rebuild_edges(source)
 
     def _rebuild_edges(self, source: int) -> None:
         kept = []
@@ -482,6 +533,7 @@ class Table:
             self.edge_next[edge] = head
             head = edge
         self.first_edge[source] = head
+        self.fans.prune(source, self.state)
 
     def _free_edges(self, heads: Iterable[int]) -> None:
         """All edges of the lists that begin with these; -1: an empty list."""

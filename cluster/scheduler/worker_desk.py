@@ -10,7 +10,7 @@ from cluster.scheduler import holdings, refusals
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Close, Failure, Ledger
 from cluster.scheduler.lifecycle import Lifecycle
 from cluster.scheduler.placement import LOOK_AGAIN_SECONDS, Placement
-from cluster.scheduler.table import DELIVERED, FINISHED, GRANTED, OWNER_WANTS, Run
+from cluster.scheduler.table import FINISHED, GRANTED, OWNER_WANTS, Run
 from cluster.scheduler.workers import GrantRecord, WorkerRecord
 from cluster.wire import messages
 
@@ -161,22 +161,8 @@ class WorkerDesk:
         if self.ledger.suspects:
             for row in range(first, stop):
                 self.ledger.acquit(row)
-        number = run.first_number + first - run.start
-        if not offsets or client.congested:
-            self.ledger.send(client.peer, messages.Finished([number, count], b"", b""))
-            return True
-        pieces = offsets[place : place + count + 1]
-        blob = message.blob[pieces[0] : pieces[-1]]
-        if pieces[0]:
-            base = pieces[0]
-            pieces = array("I", [offset - base for offset in pieces])
-        if all(map(int.__lt__, pieces, pieces[1:])):  # every value came along
-            table.flags[first:stop] = bytes((OWNER_WANTS | DELIVERED,)) * count
-        else:
-            for step in range(count):
-                if pieces[step] < pieces[step + 1]:
-                    table.flags[first + step] |= DELIVERED
-        self.ledger.send(client.peer, messages.Finished([number, count], pieces.tobytes(), blob))
+        pieces = offsets[place : place + count + 1] if offsets else offsets
+        self.ledger.tell_finished_rows(run, first, stop, pieces, message.blob)
         return True
 
     def _finish_rows(

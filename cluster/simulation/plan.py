@@ -66,6 +66,7 @@ class Plan:
     spill_damages: float = 0.0  # … that what was written there is not what is read
     greed: float = 0.0  # the chance of a run to take much memory, which its slot keeps, free or not
     threads: int = 1  # in each process of a slot
+    fan_rows: int = 32  # so many neighbours that take one row's value are linked as one
     one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
     @property
@@ -189,7 +190,8 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     plan = _with_short_memory(plan, random, faulty=faulty)
     plan = _with_scarce_memory(plan, random, faulty=faulty)
     # One in twelve; none of the seeds with a history, which go on showing what they showed.
-    return scarce_room(plan, random) if 0.82 < random.random() < 0.9 else plan
+    plan = scarce_room(plan, random) if 0.82 < random.random() < 0.9 else plan
+    return replace(plan, fan_rows=random.choice((2, 2, 2, 3, 32, 32)))
 
 
 def _with_short_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:

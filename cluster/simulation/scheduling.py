@@ -24,7 +24,10 @@ ROWS_AN_EVENT = 30
 
 def _settings(plan: Plan) -> Settings:
     return Settings(
-        lineage_rows=plan.lineage_rows, unmet_request_seconds=plan.unmet_request_seconds, arguments_told_bytes=1
+        lineage_rows=plan.lineage_rows,
+        unmet_request_seconds=plan.unmet_request_seconds,
+        fan_rows=plan.fan_rows,
+        arguments_told_bytes=1,
     )
 
 

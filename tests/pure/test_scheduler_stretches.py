@@ -13,7 +13,7 @@ from cluster.scheduler.table import GRANTED, READY, WAITING, Table
 def bucket_of(*stretches: tuple[int, int, int]) -> tuple[Bucket, bytearray]:
     """A bucket with stretches `(owner, start, stop)`, and the states of its rows."""
     stop = max(stretch[2] for stretch in stretches)
-    table = Table()
+    table = Table(fan_rows=32)
     bucket = Bucket(table.allocate(stop, ClientRecord(b"c" * 16, "c", 1, table.state), 0))
     for owner, start, end in stretches:
         bucket.add(owner, start, end)
@@ -91,7 +91,7 @@ def test_a_row_that_may_move_leaves_a_stretch_that_may_not() -> None:
 
 
 def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() -> None:
-    table, lane, host = Table(), Lane(ANYWHERE), Host("host")
+    table, lane, host = Table(fan_rows=32), Lane(ANYWHERE), Host("host")
     client = ClientRecord(b"c" * 16, "c", 1, table.state)
     before = sum(isinstance(each, Bucket) for each in gc.get_objects())
     for _ in range(20):
@@ -103,7 +103,7 @@ def test_runs_that_were_drawn_are_not_kept_for_their_places_while_others_come() 
 
 
 def test_behind_many_runs_of_which_nothing_may_start_one_is_found_when_there_is_time() -> None:
-    table = Table()
+    table = Table(fan_rows=32)
     client = ClientRecord(b"c" * 16, "c", 1, table.state)
     lane = Lane(ANYWHERE)
     runs = [table.allocate(1, client, number) for number in range(40)]
