@@ -6,7 +6,8 @@ time inside `Scheduler.handle` is counted, in three phases: build (taking the su
 and release.
 
 The shapes: `map` is n independent tasks; `tree` sums pairs level by level; `all-to-all` is a shuffle of p partitions: p
-tasks, p x p pieces that take one of them each, p tasks that take p pieces each.
+tasks, p x p pieces that take one of them each, p tasks that take p pieces each; `model` is n / 2 tasks, and n / 2 more
+that take one of these each and, all of them, one value that comes last.
 """
 
 from __future__ import annotations
@@ -97,7 +98,15 @@ def all_to_all_levels(tasks: int) -> Iterable[Level]:
     yield Level(width, array("I", range(0, width * width + 1, width)), merged)
 
 
-SHAPES = {"map": map_levels, "tree": tree_levels, "all-to-all": all_to_all_levels}
+def model_levels(tasks: int) -> Iterable[Level]:
+    half = (tasks - 1) // 2
+    yield Level(half + 1)
+    inputs = array("q", (half,)) * (2 * half)
+    inputs[::2] = array("q", range(half))
+    yield Level(half, array("I", range(0, 2 * half + 1, 2)), inputs)
+
+
+SHAPES = {"map": map_levels, "tree": tree_levels, "all-to-all": all_to_all_levels, "model": model_levels}
 
 
 class ScriptedWorker:

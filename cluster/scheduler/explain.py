@@ -149,6 +149,8 @@ def _waiting(ledger: Ledger, row: int, now: float, where: Whereabouts | None) ->
     missing, count = _missing_inputs(ledger, row)
     if not missing and ledger.run(row).calls_actor:
         return [_turn_at_actor(ledger, row)]
+    if not missing:
+        return [Reason("inputs", "its inputs have values since a moment ago, and it is about to be ready", "")]
     shown = [f"{ledger.key(source)} ({_state_in_a_word(ledger, source)})" for source in missing[:NAMES_SHOWN]]
     more = f" and {count - len(shown)} more" if count > len(shown) else ""
     some = f"{count} of its inputs have" if count > 1 else "an input has"

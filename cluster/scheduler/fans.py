@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from cluster.scheduler.table import Run
 
-__all__ = ["Fan", "Fans", "Links", "all_alike", "divide_links"]
+__all__ = ["Fan", "Fans", "Links", "Waking", "all_alike", "divide_links"]
 
 ALIKE_LEAST = 32  # fewer rows are looked at one by one
 
@@ -33,6 +33,22 @@ class Fan:
     @property
     def rows(self) -> range:
         return range(self.start, self.stop)
+
+
+class Waking:
+    """Rows of a fan that are still to be told that the value which they take exists; `latest`: the worker that made it.
+
+    Until then they wait for it, though it exists; if it is lost meanwhile they wait once more. Rows that come to the
+    fan later do not.
+    """
+
+    __slots__ = ("latest", "run", "start", "stop")
+
+    def __init__(self, fan: Fan, latest: int) -> None:
+        self.run = fan.run
+        self.start = fan.start  # the next one
+        self.stop = fan.stop
+        self.latest = latest
 
 
 class Links(NamedTuple):

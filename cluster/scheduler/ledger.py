@@ -17,6 +17,7 @@ from cluster.ids import task_key
 from cluster.scheduler.actors import ActorRecord
 from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.events import EventLog
+from cluster.scheduler.fans import Waking
 from cluster.scheduler.functions import FunctionRecord
 from cluster.scheduler.history import History
 from cluster.scheduler.hosts import Host
@@ -57,6 +58,7 @@ class Settings:
     lineage_rows: int = 1_000_000
     lineage_bytes: int = 1_000_000_000
     unmet_request_seconds: float = 60.0
+    rows_per_step: int = 1024  # woken, released, cancelled … in one step of the loop: below 5 ms
     fan_rows: int = 32  # so many neighbours, two at least, that take one row are linked as one; fewer have an edge each
     arguments_told_bytes: int = 4 << 20  # of a client's arguments that were granted, before it is told
     versions: dict[str, str] = field(default_factory=dict)
@@ -139,6 +141,7 @@ class Ledger:
         self.parents: dict[int, Parent] = {}  # row of a running task -> what is known of it that is of a parent
         self.actors: dict[int, ActorRecord] = {}  # row of an actor's creation -> where it lives, and who calls it
         self.deferred: deque[tuple[str, ClientRecord, int, int]] = deque()
+        self.waking: deque[Waking] = deque()
         self.preferred: dict[int, None] = {}  # workers that hold inputs of rows that just became ready
         self.relieved: dict[int, None] = {}  # workers whose memory was too full, and holds less now
         self.ready_anywhere = False  # rows became ready that no worker is preferred for

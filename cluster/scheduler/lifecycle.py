@@ -137,6 +137,7 @@ class Lifecycle:
     def revive(self, row: int) -> None:
         """Compute a released value again, and whatever released values that takes."""
         ledger, table = self.ledger, self.ledger.table
+        self.linked.finish_waking()  # or what is revived would be told of a value that it has counted
         stack = [row]
         revived = []
         while stack:
@@ -390,14 +391,16 @@ class Lifecycle:
     @property
     def has_unneeded(self) -> bool:
         """Whether `drain` has something to do."""
-        return bool(self._unneeded or self._cascades or self.lineage.has_too_many)
+        return bool(self._unneeded or self._cascades or self.ledger.waking or self.lineage.has_too_many)
 
     def drain(self, rows: int) -> None:
-        """Release or forget what nobody needs, at most so many rows now: an ancestry may be a million long.
+        """Wake, release or forget what is to be, at most so many rows now: an ancestry may be a million long.
 
         A row may have been wanted again, or freed, since it was noted; that is seen here.
         """
         table, unneeded = self.ledger.table, self._unneeded
+        if self.ledger.waking:
+            rows = self.linked.wake_some(rows)
         while rows > 0 and (unneeded or self.lineage.has_too_many):
             if not unneeded:
                 rows -= 1 + self.lineage.give_up() // ROW_IN_INPUTS

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable
 
 from cluster.scheduler import holdings
-from cluster.scheduler.fans import Fan, all_alike
+from cluster.scheduler.fans import Fan, Waking, all_alike
 from cluster.scheduler.homes import home
 from cluster.scheduler.ledger import INLINE_BYTES_PER_FRAME, Ledger
 from cluster.scheduler.lineage import Lineage
@@ -170,28 +170,52 @@ class LinkedRows:
         if table.fans:
             for row in table.fans.of_any(range(first, stop)):
                 for fan in tuple(table.fans[row]):
-                    self._wake_fan(fan, latest)
+                    if fan.run.live and not self._wake_alike(fan, latest):
+                        self._ledger.waking.append(Waking(fan, latest))
+            self.wake_some(self._ledger.settings.rows_per_step)
 
-    def _wake_fan(self, fan: Fan, latest: int) -> None:
-        """Neighbours have one missing input less."""
+    def _wake_alike(self, fan: Fan, latest: int) -> bool:
+        """Make all of a fan's rows ready, if that is one step; False, and nothing done, if it is not."""
         ledger, table = self._ledger, self._ledger.table
-        run, start, stop = fan.run, fan.start, fan.stop
-        if not run.live:
-            return
-        state, waiting, count = table.state, table.waiting, stop - start
-        if fan.takes_nothing_else and not ledger.suspects and not ledger.refusals:
-            ones = array("i", (1,)) * count
-            if waiting[start:stop] == ones and state[start:stop] == bytes((WAITING,)) * count:
-                waiting[start:stop] = array("i", bytes(4 * count))
-                ledger.make_ready(run, home(ledger, start, run, table.inputs_of(start), latest), start, stop)
-                return
-        woken = []
-        for row in fan.rows:
-            if state[row] == WAITING:
-                left = waiting[row] = waiting[row] - 1
-                if not left:
-                    woken.append(row)
-        self.make_ready(woken, latest)
+        run, start, stop, count = fan.run, fan.start, fan.stop, len(fan.rows)
+        if (
+            not fan.takes_nothing_else
+            or ledger.suspects
+            or ledger.refusals
+            or table.waiting[start:stop] != array("i", (1,)) * count
+            or table.state[start:stop] != bytes((WAITING,)) * count
+        ):
+            return False
+        table.waiting[start:stop] = array("i", bytes(4 * count))
+        ledger.make_ready(run, home(ledger, start, run, table.inputs_of(start), latest), start, stop)
+        return True
+
+    def wake_some(self, rows: int) -> int:
+        """Go on telling rows of fans that a value which they take exists; how many of the allowed rows are left."""
+        table, waking = self._ledger.table, self._ledger.waking
+        state, waiting = table.state, table.waiting
+        while waking and rows > 0:
+            piece = waking[0]
+            start = piece.start
+            piece.start = stop = min(piece.stop, start + rows)
+            if piece.start == piece.stop:
+                waking.popleft()
+            if not piece.run.live:
+                continue
+            rows -= stop - start
+            woken = []
+            for row in range(start, stop):
+                if state[row] == WAITING:
+                    left = waiting[row] = waiting[row] - 1
+                    if not left:
+                        woken.append(row)
+            self.make_ready(woken, piece.latest)
+        return rows
+
+    def finish_waking(self) -> None:
+        """Tell all rows that are still to be told."""
+        while self._ledger.waking:
+            self.wake_some(self._ledger.settings.rows_per_step)
 
     def make_ready(self, woken: Iterable[int], latest: int = NOBODY) -> None:
         """All inputs of these waiting rows have values; neighbours with one home become ready as one span."""

@@ -29,7 +29,7 @@ from cluster.scheduler.recipes import Recipes
 from cluster.scheduler.reports import Reports
 from cluster.scheduler.scatters import Scatters
 from cluster.scheduler.unmet import Unmet
-from cluster.scheduler.wants import ROWS_PER_STEP, Wants
+from cluster.scheduler.wants import Wants
 from cluster.scheduler.worker_desk import WorkerDesk
 from cluster.scheduler.worker_losses import WorkerLosses
 from cluster.scheduler.workers import WorkerRecord
@@ -120,7 +120,7 @@ class Scheduler:
         """
         closing: list[Effect] = []
         self.ledger.now = self.ledger.events.now = now
-        rows = ROWS_PER_STEP
+        rows = self.ledger.settings.rows_per_step
         try:
             if type(event) is Received:
                 close = self._receive(now, event.peer, event.message)
@@ -151,7 +151,7 @@ class Scheduler:
         finally:
             if self.lifecycle.cascading:
                 self.lifecycle.cascade(rows)
-            self.lifecycle.drain(ROWS_PER_STEP)
+            self.lifecycle.drain(self.ledger.settings.rows_per_step)
             if self.ledger.uncopied:
                 self.copies.tell_of_released()
             if self.scatters.pending:

@@ -22,7 +22,6 @@ from cluster.scheduler.table import (
 
 __all__ = ["Wants"]
 
-ROWS_PER_STEP = 1024  # rows released or cancelled in one step of the loop: below 5 ms
 UNFINISHED = (WAITING, READY, GRANTED)
 
 

@@ -81,18 +81,20 @@ class ExplainWatch:
         if state in (WAITING, READY) and again and not ledger.history.of(row, ledger.run(row).identity):
             return "it has run before, and the story tells nothing of that"
         if state == WAITING:
-            return self._waiting(spec, explanation)
+            return self._waiting(row, spec, explanation)
         if state == READY:
             return self._ready(row, spec, explanation)
         if state == FINISHED:
             return self._finished(row, spec, explanation)
         return self._failed(row, spec, explanation) if state == FAILED else ""
 
-    def _waiting(self, spec: Spec, explanation: Explanation) -> str:
-        table = self._world.scheduler.ledger.table
-        missing = {self._rows[index] for index in spec.inputs if table.state[self._rows[index]] != FINISHED}
+    def _waiting(self, row: int, spec: Spec, explanation: Explanation) -> str:
+        ledger = self._world.scheduler.ledger
+        state = ledger.table.state
+        missing = {self._rows[index] for index in spec.inputs if state[self._rows[index]] != FINISHED}
+        untold = any(piece.start <= row < piece.stop for piece in ledger.waking)
         told = explanation.reasons[0]
-        if told.what != "inputs" or set(told.rows) != missing or not missing:
+        if told.what != "inputs" or set(told.rows) != missing or not (missing or untold):
             return f"{told} instead of the inputs {sorted(missing)}"
         return ""
 
@@ -113,6 +115,8 @@ class ExplainWatch:
             certain = min(certain, READY_REASONS.index("memory"))
         allowed = {READY_REASONS[certain], *(READY_REASONS[each] for each in possible if each > certain)}
         told = explanation.reasons[0].what
+        if not ledger.table.holds[row]:
+            allowed = {"unneeded", "no worker"}  # given up in one of the next steps
         return "" if told in allowed else f"{told!r} instead of one of {sorted(allowed)}: {explanation.reasons[0].why}"
 
     def _may_be_full(self, row: int, spec: Spec, worker: WorkerRecord) -> bool:

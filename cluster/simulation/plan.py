@@ -66,6 +66,7 @@ class Plan:
     spill_damages: float = 0.0  # … that what was written there is not what is read
     greed: float = 0.0  # the chance of a run to take much memory, which its slot keeps, free or not
     threads: int = 1  # in each process of a slot
+    rows_per_step: int = 1024  # of the scheduler's loop
     fan_rows: int = 32  # so many neighbours that take one row's value are linked as one
     one_task_at_a_time: bool = False  # the agents have no pipe that they could take tasks back from
 
@@ -191,7 +192,8 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     plan = _with_scarce_memory(plan, random, faulty=faulty)
     # One in twelve; none of the seeds with a history, which go on showing what they showed.
     plan = scarce_room(plan, random) if 0.82 < random.random() < 0.9 else plan
-    return replace(plan, fan_rows=random.choice((2, 2, 2, 3, 32, 32)))
+    steps = random.choice((1, 2, 5, 30)) if random.random() < 0.2 else 1024
+    return replace(plan, fan_rows=random.choice((2, 2, 2, 3, 32, 32)), rows_per_step=steps)
 
 
 def _with_short_memory(plan: Plan, random: Random, *, faulty: bool) -> Plan:

@@ -26,6 +26,7 @@ def _settings(plan: Plan) -> Settings:
     return Settings(
         lineage_rows=plan.lineage_rows,
         unmet_request_seconds=plan.unmet_request_seconds,
+        rows_per_step=plan.rows_per_step,
         fan_rows=plan.fan_rows,
         arguments_told_bytes=1,
     )
@@ -100,7 +101,9 @@ class SchedulerProcess:
             self._lost(peer)
         self._unchecked += 1
         # A large table is not searched so often: the searches would take all the time that there is for other seeds.
-        if self._unchecked >= world.plan.check_every + self.ledger.table.rows_used // ROWS_AN_EVENT:
+        # What is worked at in steps is right when the last has been made.
+        is_whole = self.machine.next_wakeup > 0.0
+        if is_whole and self._unchecked >= world.plan.check_every + self.ledger.table.rows_used // ROWS_AN_EVENT:
             self._unchecked = 0
             self.check()
         world.promise.look()

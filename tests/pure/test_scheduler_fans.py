@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from cluster.scheduler.machine import Settings
-from cluster.scheduler.table import NO_RECIPE
+from cluster.scheduler.machine import Settings, Tick
+from cluster.scheduler.table import FINISHED, NO_RECIPE, WAITING
 from cluster.wire import messages
 from tests.pure.dialogue import ClientSide, Dialogue, WorkerSide, numbers_of
 
@@ -187,6 +187,64 @@ def test_what_cannot_be_computed_again_without_a_recipe_is_no_recipe() -> None:
     assert [flags & NO_RECIPE for flags in table.flags[first : first + MANY]] == [NO_RECIPE] * MANY
     worker.inbox.clear()
     leave_nothing(dialogue, client)
+
+
+def woken_in_part(rows_per_step: int) -> tuple[Dialogue, ClientSide, WorkerSide]:
+    """Tasks that take a chunk each and the same model, which has just come: so many of them are ready."""
+    dialogue = Dialogue(Settings(rows_per_step=rows_per_step))
+    client, worker = dialogue.client(), dialogue.worker("w0", slots=MANY)
+    client.submit(MANY)
+    model = client.submit(function="model")
+    client.submit(MANY, function="g", inputs=[(place, model) for place in range(MANY)])
+    worker.done(worker.grant())
+    worker.done(worker.grant())
+    assert 0 < dialogue.ledger.table.state.count(WAITING) <= MANY - rows_per_step
+    return dialogue, client, worker
+
+
+def test_many_tasks_that_take_one_value_are_woken_in_steps() -> None:
+    dialogue, client, worker = woken_in_part(rows_per_step=7)
+    waiting = []
+    while dialogue.scheduler.next_wakeup == 0.0:
+        dialogue.handle(Tick())
+        waiting.append(dialogue.ledger.table.state.count(WAITING))
+    assert len(waiting) >= 3 and waiting[-1] == 0
+    run_all(worker)
+    assert dialogue.ledger.table.state.count(FINISHED) == 2 * MANY + 1
+    client.inbox.clear()
+
+
+def test_what_is_being_woken_waits_again_when_the_value_is_lost() -> None:
+    dialogue, client, worker = woken_in_part(rows_per_step=7)
+    worker.disconnect()
+    while dialogue.scheduler.next_wakeup == 0.0:
+        dialogue.handle(Tick())
+    assert dialogue.ledger.table.state.count(WAITING) == MANY
+    run_all(dialogue.worker("w1", slots=3 * MANY))
+    finished: list[int] = []
+    while client.inbox:
+        message = client.inbox.popleft()
+        finished += numbers_of(message.runs) if isinstance(message, messages.Finished) else []
+    assert set(finished) >= set(range(MANY + 1, 2 * MANY + 1))
+
+
+def test_what_is_being_woken_and_is_made_anew_is_not_told_twice() -> None:
+    dialogue = Dialogue(Settings(rows_per_step=7))
+    client, worker = dialogue.client(), dialogue.worker(slots=MANY + 2)
+    client.submit(MANY)
+    model, late = client.submit(function="model"), client.submit(function="late")
+    takers = client.submit(MANY, function="g", inputs=[(place, model, late) for place in range(MANY)])
+    user = client.submit(function="h", inputs=[(takers + MANY - 1,)])
+    client.release(takers + MANY - 1)
+    client.cancel(user)
+    worker.done(worker.grant())
+    worker.done(worker.grant())  # the model; the last taker, which nobody needs now, is still to be told
+    client.say(messages.Retry([user, 1]))
+    first = dialogue.ledger.clients[client.client_id].row(takers)
+    assert list(dialogue.ledger.table.waiting[first : first + MANY]) == [1] * MANY
+    run_all(worker)
+    assert dialogue.ledger.table.state.count(FINISHED) == 2 * MANY + 2
+    client.inbox.clear()
 
 
 def play(seed: int, fan_rows: int) -> dict[str, list[int]]:

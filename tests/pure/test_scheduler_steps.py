@@ -11,10 +11,10 @@ from itertools import accumulate, pairwise
 from cluster.scheduler import invariants
 from cluster.scheduler.machine import Disconnected, Event, Received, Scheduler, Send, Settings, Tick
 from cluster.scheduler.table import FAILED, FREE, GRANTED, NO_RECIPE, OWNER_WANTS
-from cluster.scheduler.wants import ROWS_PER_STEP
 from cluster.wire import messages
 
 EPOCH = 7
+ROWS_PER_STEP = Settings().rows_per_step
 MANY = 20_000
 CLIENT, OTHER, WORKER = 1, 2, 3
 
