@@ -22,7 +22,9 @@ from cluster.wire import messages
 
 __all__ = ["FRAME_LIMIT_BYTES", "PREFIX_BYTES", "Decoder", "Message", "encode"]
 
-FRAME_LIMIT_BYTES: Final = 16 * 1024 * 1024
+FRAME_LIMIT_BYTES: Final = 256 * 1024 * 1024
+"""Among members of a cluster; a peer that has proved nothing yet is listened to for 4 KiB (`handshake.py`). Nearly all
+frames are far below 1 MiB: the grant of a task that takes two million values is the one of 120 MB."""
 PREFIX_BYTES: Final = 4
 
 # A named tuple of messages.py. What such a tuple is made of, mypy cannot say for all of them at once.

@@ -152,3 +152,9 @@ def test_what_a_task_took_is_let_go_of_while_the_map_goes_on(
             yield np.full(SIZE, 3)
 
         assert client.gather(client.map(first_of, arrays())) == [0, 1, 2, 3]
+
+
+def test_hundreds_of_thousands_of_futures_are_one_argument(client: Client) -> None:
+    """What names them to the worker takes more than 16 MB."""
+    futures = client.map(abs, range(450_000))
+    assert client.submit(len, futures).result(25) == 450_000
