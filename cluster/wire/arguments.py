@@ -28,6 +28,10 @@ RENEWED_AFTER_BYTES = 4096
 CALL_LIMIT_BYTES = 8 << 20
 """No call's own pickle may be larger: it has to fit a frame."""
 NESTING_LIMIT = 20
+MANY_FUTURES = 10_000
+"""From so many on a call may be too large on account of them."""
+MARK_BYTES = 4
+"""Of a future in a sequence of futures."""
 _NOTHING: tuple[Any, ...] = ()
 
 
@@ -98,8 +102,11 @@ class _Blob:
 
         def write(piece: Any) -> None:
             # Almost every piece is a whole small call: one comparison, and no attribute looked up.
-            if len(piece) > LARGE_BYTES and len(piece) > self.limit_bytes:
-                raise _TooLarge
+            try:
+                if len(piece) > LARGE_BYTES and len(piece) > self.limit_bytes:
+                    raise _TooLarge
+            except TypeError:  # a large buffer that stays in the call comes as it is, and has no length
+                piece = piece.raw()  # `_keep_in_band` has seen that it is not too large
             append(piece)
 
         self.write = write
@@ -113,6 +120,7 @@ class _ArgumentPickler(ValuePickler):
         self.positions: dict[Any, int] = {}
         self.in_band_bytes = 0
         self.limit_bytes = LARGE_BYTES
+        self.apart: _Apart | None = None
         super().__init__(blob, self._keep_in_band, plain)
 
     def _keep_in_band(self, buffer: pickle.PickleBuffer) -> bool:
@@ -141,6 +149,9 @@ class _ArgumentPickler(ValuePickler):
         return inputs_at, (array("I", positions).tobytes(),)
 
     def reduce_array(self, array: Any) -> Any:
+        if self.apart is not None and array.nbytes > LARGE_BYTES:
+            mark = self.apart.mark_of_array(array)
+            return super().reduce_array(array) if mark is None else mark.__reduce__()
         if array.nbytes > self.limit_bytes and not array.dtype.hasobject:
             raise _TooLarge
         return super().reduce_array(array)
@@ -245,7 +256,7 @@ class ArgumentPacker:
         if end - start > RENEWED_AFTER_BYTES:
             noted = self._pickler.noted
             self._renew()
-            self._check_call(start)
+            self._check_call(start, noted)
             return noted
         if self._pickler.touched:
             noted = self._pickler.noted
@@ -269,13 +280,15 @@ class ArgumentPacker:
             with _Apart(pickler, {} if self.copies else self._large, self.copies) as apart:
                 small = tuple(apart.replace(value, f"args[{index}]") for index, value in enumerate(positional))
                 named = {key: apart.replace(value, key) for key, value in (keywords or {}).items()}
-            self._write_pickle(small if keywords is None else (small, named))
+                pickler.apart = apart
+                self._write_pickle(small if keywords is None else (small, named))
             noted = pickler.noted
         except _TooLarge:
             del data[start:]
             raise SerializationError(
-                f"the arguments of one call take more than {CALL_LIMIT_BYTES >> 20} MiB, and what is large in them "
-                "holds futures and so cannot travel apart. Pass the futures as arguments of their own, beside the data."
+                f"the arguments of one call take more than {format_bytes(CALL_LIMIT_BYTES)}, and what is large in them "
+                "holds futures and so cannot travel apart. "
+                + (_remedy_of_futures(pickler.noted) or "Pass the futures as arguments of their own, beside the data.")
             ) from None
         except BaseException as error:
             del data[start:]
@@ -286,10 +299,10 @@ class ArgumentPacker:
             self._blob.limit_bytes = LARGE_BYTES
             self._renew()
         self.offsets.append(len(data))
-        self._check_call(start)
+        self._check_call(start, noted)
         return noted
 
-    def _check_call(self, start: int) -> None:
+    def _check_call(self, start: int, noted: Sequence[Noted]) -> None:
         """Take the last call back if it does not fit a frame though nothing in it is large."""
         nbytes = len(self._data) - start
         if nbytes > CALL_LIMIT_BYTES:
@@ -297,13 +310,14 @@ class ArgumentPacker:
             self.offsets.pop()
             raise SerializationError(
                 f"the arguments of one call take {format_bytes(nbytes)}, in parts too small to travel apart, and at "
-                f"most {format_bytes(CALL_LIMIT_BYTES)} may go together. Pass them as one list: it travels as a value."
+                f"most {format_bytes(CALL_LIMIT_BYTES)} may go together. "
+                + (_remedy_of_futures(noted) or "Pass them as one list: it travels as a value.")
             )
 
 
 class _Apart:
     """Replaces the large arguments of one call by marks; what holds futures is taken apart instead, since those have to
-    become values."""
+    become values. Of an object that nobody here knows how to take apart, the pickler hands over the large arrays."""
 
     def __init__(self, pickler: _ArgumentPickler, known: dict[int, LargeArgument], copies: bool) -> None:
         self.pickler = pickler
@@ -334,9 +348,9 @@ class _Apart:
             if encoded.nbytes <= LARGE_BYTES:
                 return value
             if not encoded.futures:
-                large = self.known[id(value)] = LargeArgument(value, encoded, self.copies)
+                large = self._note(value, encoded)
         if large is not None:
-            return Mark(self.pickler.position_of(("large", id(value)), large))
+            return self._mark(large, value)
         if depth > NESTING_LIMIT:
             return value
         if type(value) is dict:
@@ -344,6 +358,34 @@ class _Apart:
         if type(value) in (list, tuple):
             return type(value)(self.replace(it, f"{name}[{index}]", depth + 1) for index, it in enumerate(value))
         return value
+
+    def mark_of_array(self, array: Any) -> Mark | None:
+        """What stands for a large array that lies inside such an object; None if it has to stay there."""
+        large = self.known.get(id(array))
+        if large is None:
+            encoded = dumps(array, name="an array")
+            if encoded.futures or encoded.nbytes <= LARGE_BYTES:
+                return None
+            large = self._note(array, encoded)
+        return self._mark(large, array)
+
+    def _note(self, value: Any, encoded: Encoded) -> LargeArgument:
+        large = self.known[id(value)] = LargeArgument(value, encoded, self.copies)
+        return large
+
+    def _mark(self, large: LargeArgument, value: Any) -> Mark:
+        return Mark(self.pickler.position_of(("large", id(value)), large))
+
+
+def _remedy_of_futures(noted: Sequence[Noted]) -> str:
+    """What to do about a call that is too large by the futures in it; nothing if others are to blame."""
+    futures = sum(not isinstance(one, LargeArgument) for one in noted)
+    if futures <= MANY_FUTURES:
+        return ""
+    return (
+        f"There are {futures:,} futures in them: pass the sequence that `map` returned as it is, of which "
+        f"{CALL_LIMIT_BYTES // MARK_BYTES:,} fit, or have tasks combine some of them first."
+    )
 
 
 def _call_error(positional: tuple[Any, ...], keywords: dict[str, Any] | None, error: Exception) -> SerializationError:

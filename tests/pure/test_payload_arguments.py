@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import pickle
 import threading
 import tracemalloc
 from array import array
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import SerializationError
+from cluster.wire import arguments
 from cluster.wire.arguments import LARGE_BYTES, ArgumentPacker, LargeArgument
 from cluster.wire.payload import FutureReference, Mark, loads, register_future_type
 
@@ -157,12 +160,67 @@ def test_what_is_large_beside_futures_is_taken_apart_so_that_the_futures_become_
 def test_a_large_object_that_holds_futures_and_cannot_be_taken_apart_says_what_to_do() -> None:
     class Mixed:
         def __init__(self) -> None:
-            self.data = np.zeros(2_000_000)
+            self.data = bytes(10_000_000)
             self.future = future(1)
 
     packer = ArgumentPacker()
     with pytest.raises(SerializationError, match="Pass the futures as arguments of their own"):
         packer.add((Mixed(),))
+    packer.add((1,))
+    assert Packed(packer).call(0) == (1,)
+
+
+@dataclasses.dataclass
+class Model:
+    """What the packer does not know how to take apart."""
+
+    data: Any
+    weights: Any
+
+
+def test_the_large_arrays_of_an_object_that_holds_futures_travel_apart() -> None:
+    array = np.arange(2_000_000)
+    frame = pd.DataFrame({"a": np.arange(20_000), "b": "text"})
+    weights = np.array([None, *range(20_000)], dtype=object)
+    weights[0] = future(2)
+    packer = ArgumentPacker()
+    noted = packer.add((Model([array, array[::2]], future(1)), Model(frame, weights)))
+    assert len(noted) > 4
+    assert packer.nbytes < 400_000, "text, and the array that holds a future, stay"
+    one, other = Packed(packer).call(0, inputs_of(noted))
+    assert one.data[0] is array
+    assert (one.data[1] == array[::2]).all()
+    assert one.weights == "value of 1"
+    pd.testing.assert_frame_equal(other.data, frame)
+    assert other.weights[0] == "value of 2"
+    assert other.weights[-1] == 19_999
+
+
+def test_a_large_buffer_stays_in_the_call_where_it_lies_in_an_object_that_holds_futures() -> None:
+    class Holder:
+        def __init__(self, data: Any) -> None:
+            self.data = data
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return Holder, (pickle.PickleBuffer(self.data),)
+
+    packer = ArgumentPacker()
+    noted = packer.add((Model(Holder(bytearray(b"x" * 100_000)), future(1)),))
+    assert noted == [(b"client", 1)]
+    (model,) = Packed(packer).call(0, inputs_of(noted))
+    assert bytes(model.data.data) == b"x" * 100_000
+    assert model.weights == "value of 1"
+    with pytest.raises(SerializationError, match="Pass the futures as arguments of their own"):
+        packer.add((Model(Holder(bytearray(9_000_000)), future(1)),))
+
+
+def test_too_many_futures_for_one_call_are_said_to_be_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "CALL_LIMIT_BYTES", 200_000)
+    packer = ArgumentPacker()
+    with pytest.raises(SerializationError, match=r"60,000 futures in them: pass the sequence that .* 50,000 fit"):
+        packer.add((FutureRow(*range(60_000)),))
+    with pytest.raises(SerializationError, match=r"40,000 futures in them"):
+        packer.add(([future(number) for number in range(40_000)],))
     packer.add((1,))
     assert Packed(packer).call(0) == (1,)
 
