@@ -7,9 +7,10 @@ registered by the package's root, since clients stand on a higher floor.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from cluster.wire.encoded import Reference
+if TYPE_CHECKING:
+    from cluster.wire.encoded import Reference
 
 __all__ = [
     "ClientInSlot",

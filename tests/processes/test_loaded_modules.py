@@ -9,9 +9,10 @@ import pytest
 
 SELDOM_NEEDED = {"difflib", "html", "importlib.metadata", "pdb", "tomllib", "zipfile"}
 NEVER_LOADED = {
+    "cluster": {"logging", "pathlib", "xxhash"},
     "cluster.client.client": {"argparse", "asyncio", "shutil", "ssl", "tempfile"},
     "cluster.deploy.local": {"argparse", "asyncio", "shutil", "ssl", "tempfile"},
-    "cluster.cli.scheduler": {"platform", "shutil", "tempfile"},
+    "cluster.cli.scheduler": {"platform", "shutil", "tempfile", "xxhash"},
     "cluster.cli.worker": {"platform"},
     # What it loads is in every slot as well, unless that is a fresh interpreter.
     "cluster.daemon.starter": {"argparse", "asyncio", "hashlib", "shutil", "ssl", "tempfile"},
