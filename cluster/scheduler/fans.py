@@ -36,10 +36,9 @@ class Fan:
 
 
 class Waking:
-    """Rows of a fan that are still to be told that the value which they take exists; `latest`: the worker that made it.
+    """Rows of a fan among which are such that wait for nothing any more, and are still to be made ready.
 
-    Until then they wait for it, though it exists; if it is lost meanwhile they wait once more. Rows that come to the
-    fan later do not.
+    `latest`: the worker that made the value which came last.
     """
 
     __slots__ = ("latest", "run", "start", "stop")

@@ -123,7 +123,7 @@ def check_empty(ledger: Ledger) -> None:
         kept = getattr(ledger, name)
         assert not kept, f"ledger.{name} still has {len(kept)} entries: {kept}"
     assert not table.replicas and not table.stale_edges, "the table still lists replicas or stale edges"
-    assert not ledger.waking, "rows are still to be told of values"
+    assert not ledger.waking, "rows are still to be made ready"
     assert not table.fans, f"the rows {list(table.fans)} still have fans"
     assert not table.walked, "the table still protects edges that nobody walks along"
     assert _count_free_edges(table) == len(table.edge_row), "not every edge went back to the free list"
@@ -309,13 +309,14 @@ def _check_states(ledger: Ledger, live: list[int]) -> None:
     table = ledger.table
     contained = Counter(row for inside in ledger.contains.values() for row in inside) + Counter(ledger.kept_rows)
     contained.update(row for parent in ledger.parents.values() for row in parent.handed_over)  # soon inside a value
-    untold = Counter(row for piece in ledger.waking if piece.run.live for row in range(piece.start, piece.stop))
+    waking = {row for piece in ledger.waking for row in range(piece.start, piece.stop)}
     for row in live:
         state, flags = table.state[row], table.flags[row]
         inputs = table.inputs_of(row) if state in (WAITING, READY) else ()
-        missing = len(inputs) - sum(table.state[source] == FINISHED for source in inputs) + untold[row]
+        missing = len(inputs) - sum(table.state[source] == FINISHED for source in inputs)
         if state == WAITING:
-            if missing == 0 and not ledger.run(row).calls_actor:  # that may wait for its turn
+            is_due = row in waking or ledger.run(row).calls_actor  # soon, or in its turn
+            if missing == 0 and not is_due:
                 _fault(ledger, row, f"row {row} waits for nothing")
             if table.waiting[row] != missing:
                 _fault(ledger, row, f"row {row} misses {missing} inputs")

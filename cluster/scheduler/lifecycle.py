@@ -43,6 +43,7 @@ from cluster.scheduler.table import (
     INTERMEDIATE,
     KEPT,
     NO_RECIPE,
+    NOT_COUNTED,
     NOT_LISTED,
     OWNER_WANTS,
     READY,
@@ -137,7 +138,6 @@ class Lifecycle:
     def revive(self, row: int) -> None:
         """Compute a released value again, and whatever released values that takes."""
         ledger, table = self.ledger, self.ledger.table
-        self.linked.finish_waking()  # or what is revived would be told of a value that it has counted
         stack = [row]
         revived = []
         while stack:
@@ -147,6 +147,7 @@ class Lifecycle:
             run = ledger.run(current)
             self.lineage.leave(current, run)
             table.state[current] = WAITING
+            table.waiting[current] = NOT_COUNTED
             if run.offered or run.makes_actor or run.calls_actor or table.flags[current] & NO_RECIPE:
                 self.fail(current, cannot_recompute(ledger, current, run), holds_inputs=False)
                 continue

@@ -170,7 +170,7 @@ class LinkedRows:
         if table.fans:
             for row in table.fans.of_any(range(first, stop)):
                 for fan in tuple(table.fans[row]):
-                    if fan.run.live and not self._wake_alike(fan, latest):
+                    if fan.run.live and not self._wake_alike(fan, latest) and self._count_down(fan):
                         self._ledger.waking.append(Waking(fan, latest))
             self.wake_some(self._ledger.settings.rows_per_step)
 
@@ -190,8 +190,20 @@ class LinkedRows:
         ledger.make_ready(run, home(ledger, start, run, table.inputs_of(start), latest), start, stop)
         return True
 
+    def _count_down(self, fan: Fan) -> bool:
+        """Rows of a fan wait for one input less; whether some wait for none now."""
+        table, start, stop = self._ledger.table, fan.start, fan.stop
+        state, waiting = table.state, table.waiting
+        if state[start:stop] == bytes((WAITING,)) * (stop - start):
+            waiting[start:stop] = array("i", [left - 1 for left in waiting[start:stop]])
+        else:
+            for row in fan.rows:
+                if state[row] == WAITING:
+                    waiting[row] -= 1
+        return 0 in waiting[start:stop]
+
     def wake_some(self, rows: int) -> int:
-        """Go on telling rows of fans that a value which they take exists; how many of the allowed rows are left."""
+        """Make rows of fans ready that wait for nothing any more; how many of the allowed rows are left."""
         table, waking = self._ledger.table, self._ledger.waking
         state, waiting = table.state, table.waiting
         while waking and rows > 0:
@@ -200,22 +212,11 @@ class LinkedRows:
             piece.start = stop = min(piece.stop, start + rows)
             if piece.start == piece.stop:
                 waking.popleft()
-            if not piece.run.live:
-                continue
-            rows -= stop - start
-            woken = []
-            for row in range(start, stop):
-                if state[row] == WAITING:
-                    left = waiting[row] = waiting[row] - 1
-                    if not left:
-                        woken.append(row)
-            self.make_ready(woken, piece.latest)
+            if piece.run.live:
+                rows -= stop - start
+                woken = [row for row in range(start, stop) if state[row] == WAITING and not waiting[row]]
+                self.make_ready(woken, piece.latest)
         return rows
-
-    def finish_waking(self) -> None:
-        """Tell all rows that are still to be told."""
-        while self._ledger.waking:
-            self.wake_some(self._ledger.settings.rows_per_step)
 
     def make_ready(self, woken: Iterable[int], latest: int = NOBODY) -> None:
         """All inputs of these waiting rows have values; neighbours with one home become ready as one span."""

@@ -509,9 +509,12 @@ class Placement:
                 continue
             self._recalls += 1
             worker.recall_pending = True
-            count = min(surplus, max(wanted, surplus // 2))
+            if worker.recalled_in_vain:
+                count = surplus  # of what is left nobody needs much either, perhaps
+            else:
+                count = min(surplus, max(wanted, surplus // 2))
+                wanted -= count
             self.ledger.send(worker.peer, messages.Recall(self._recalls, count))
-            wanted -= count
         self._plan_next_look(now)
 
     def _plan_next_look(self, now: float) -> None:

@@ -55,6 +55,7 @@ __all__ = [
     "FINISHED",
     "FREE",
     "GRANTED",
+    "NOT_COUNTED",
     "NOT_LISTED",
     "READY",
     "RELEASED",
@@ -81,6 +82,7 @@ NO_RECIPE = 8  # an input's recipe was given up, so that it cannot be computed a
 INTERMEDIATE = 16  # the value is counted as one that only unfinished tasks keep (`holdings.py`)
 STALE_EDGES_BEFORE_REBUILD = 32
 REBUILDS_SPREAD = 64  # how unlike each other rows are in that
+NOT_COUNTED = -1  # of a row that waits for who knows how many inputs: it is counted before the step ends
 NOT_LISTED = -2  # of a row that is no recipe, or was given up as one
 
 NO_PARENT = -1  # of a run: no task submitted it

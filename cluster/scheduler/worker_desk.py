@@ -333,13 +333,18 @@ class WorkerDesk:
 
     def recalled(self, now: float, worker: WorkerRecord, message: messages.Recalled) -> None:
         """What a recall brought back, and nothing else, is granted again."""
+        holds, is_needed = self.ledger.table.holds, False
         for position in range(0, len(message.names), 2):
             attempt, row = message.names[position], message.names[position + 1]
             if self._accept(worker, attempt, row):
+                is_needed = is_needed or holds[row] > 0
                 self.lifecycle.requeue(row, "taken back", f"from worker {worker.name}, before a slot had begun it")
         if message.request >= 0:
             worker.recall_pending = False
             worker.recall_after = 0.0 if message.names else now + 2 * LOOK_AGAIN_SECONDS
+            worker.recalled_in_vain = bool(message.names) and not is_needed
+            if worker.recalled_in_vain:
+                self.placement.look_again_at = now  # who is idle has waited for a look already
             if message.names:
                 worker.lead_after = now + LEAD_WITHHELD_SECONDS
         self.placement.refresh(worker)

@@ -89,6 +89,7 @@ class WorkerRecord:
         self.held_values = 0
         self.last_progress = now
         self.recall_pending = False
+        self.recalled_in_vain = False  # all that the last recall brought back was needed by nobody
         self.recall_after = 0.0  # a recall that brought nothing back is not repeated before
         self.lead_after = 0.0  # after a recall it gets free slots only for a while, not the same tasks again
         self.report: dict[str, Any] = {}

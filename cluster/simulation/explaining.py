@@ -53,9 +53,13 @@ class ExplainWatch:
         live = [row for row, code in enumerate(table.state) if code != FREE and not ledger.run(row).is_join]
         if not live:
             return
-        # A child runs again under another row each time its parent does; nothing takes a child as an input.
-        self._rows = {world.spec_of(row).index: row for row in live if not ledger.run(row).client.in_slot}
         row = self._random.choice(live)
+        # A child runs again under another row each time its parent does; who takes it took one of these.
+        children = [each for each in live if ledger.run(each).client.in_slot]
+        others = [each for each in live if not ledger.run(each).client.in_slot]
+        sources = [source for source in table.inputs_of(row) if table.state[source] != FREE]
+        taken = [source for source in sources if not ledger.run(source).is_join]
+        self._rows = {world.spec_of(each).index: each for each in (*children, *others, *taken)}
         fault = self._fault(row, table.state[row])
         if fault:
             raise AssertionError(f"explain: {fault}\n{invariants.story(ledger, row)}")
@@ -92,9 +96,9 @@ class ExplainWatch:
         ledger = self._world.scheduler.ledger
         state = ledger.table.state
         missing = {self._rows[index] for index in spec.inputs if state[self._rows[index]] != FINISHED}
-        untold = any(piece.start <= row < piece.stop for piece in ledger.waking)
+        is_due = any(piece.start <= row < piece.stop for piece in ledger.waking)
         told = explanation.reasons[0]
-        if told.what != "inputs" or set(told.rows) != missing or not (missing or untold):
+        if told.what != "inputs" or set(told.rows) != missing or not (missing or is_due):
             return f"{told} instead of the inputs {sorted(missing)}"
         return ""
 
@@ -306,7 +310,8 @@ class ExplainWatch:
             agent = world.agents[worker.address]
             if worker.name not in why:
                 return f"it does not name {worker.name}: {why}"
-            if agent.alive and key not in agent.machine.supply.values:
+            # What was damaged on its disk is gone before the scheduler hears of that.
+            if agent.alive and key not in agent.machine.supply.values and not world.plan.spill_damages:
                 return f"its value is not at {worker.name}: {why}"
         return ""
 

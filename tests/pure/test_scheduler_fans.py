@@ -228,7 +228,7 @@ def test_what_is_being_woken_waits_again_when_the_value_is_lost() -> None:
     assert set(finished) >= set(range(MANY + 1, 2 * MANY + 1))
 
 
-def test_what_is_being_woken_and_is_made_anew_is_not_told_twice() -> None:
+def test_what_is_wanted_again_while_others_are_woken_waits_for_what_it_lacks() -> None:
     dialogue = Dialogue(Settings(rows_per_step=7))
     client, worker = dialogue.client(), dialogue.worker(slots=MANY + 2)
     client.submit(MANY)
@@ -238,7 +238,7 @@ def test_what_is_being_woken_and_is_made_anew_is_not_told_twice() -> None:
     client.release(takers + MANY - 1)
     client.cancel(user)
     worker.done(worker.grant())
-    worker.done(worker.grant())  # the model; the last taker, which nobody needs now, is still to be told
+    worker.done(worker.grant())  # the model; the last taker is nobody's now
     client.say(messages.Retry([user, 1]))
     first = dialogue.ledger.clients[client.client_id].row(takers)
     assert list(dialogue.ledger.table.waiting[first : first + MANY]) == [1] * MANY

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from cluster.wire import messages
@@ -307,6 +309,36 @@ def test_a_recall_that_brings_nothing_back_is_not_repeated_at_once(dialogue: Dia
     dialogue.wait(0.5)
     assert stuck.hear(messages.Recall).request > recall.request
     stuck.hears_nothing()
+
+
+def granted(worker: WorkerSide) -> list[tuple[int, int]]:
+    """The tasks that a worker has just been given, each as (attempt, row)."""
+    grants = []
+    while worker.inbox:
+        grant = worker.grant()
+        grants += [(grant.attempt, row) for row in numbers_of(grant.runs)]
+    return grants
+
+
+def test_a_recall_of_what_nobody_needs_any_more_is_followed_by_others_at_once(dialogue: Dialogue) -> None:
+    client, stuck = dialogue.client(), dialogue.worker("stuck")
+    measure(dialogue, client, stuck, "f", 0.001)
+    other = dialogue.worker("other")
+    client.submit(10)
+    tasks = {peer: granted(peer) for peer in (stuck, other)}
+    idle = dialogue.worker("idle")
+    dialogue.wait(0.01)
+    for _, row in tasks[stuck][1:] + tasks[other][1:-1]:
+        client.release(dialogue.ledger.number(row))
+    dialogue.wait(0.04)
+    first, second = (stuck, other) if stuck.inbox else (other, stuck)
+    recall = first.hear(messages.Recall)
+    assert recall.count < len(tasks[first]) - 1
+    first.recalled(recall.request, *chain.from_iterable(tasks[first][1 : 1 + recall.count]))
+    dialogue.wait(0.0)
+    assert first.hear(messages.Recall).count == len(tasks[first]) - 1 - recall.count
+    assert second.hear(messages.Recall).count > 0
+    idle.hears_nothing()
 
 
 def test_nothing_wakes_the_scheduler_when_there_is_nothing_to_do(dialogue: Dialogue) -> None:
