@@ -62,7 +62,7 @@ def restart(arguments: list[str], parent_socket: int | None) -> NoReturn:
     """Replace this process by a fresh one of the same command, which the same parent watches over."""
     if parent_socket is not None:
         os.set_inheritable(parent_socket, True)
-    os.execv(sys.executable, [sys.executable, "-m", "cluster.cli.worker", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "cluster.cli.worker", *arguments])
 
 
 def _parser() -> CommandParser:

@@ -57,7 +57,7 @@ class StarterOptions:
         self.fast_paths = fast_paths
         self.descriptor_limit = descriptor_limit
         self.cluster = cluster
-        self.command = [sys.executable, "-m", "cluster.daemon.starter", worker_name, python_path]
+        self.command = [sys.executable, "-P", "-m", "cluster.daemon.starter", worker_name, python_path]
         self.command += map(str, segment_directories)
         threads = str(max(1, int(host_limits().cores / max(1, slots))))
         self.environment = {**dict.fromkeys(_THREAD_VARIABLES, threads), **os.environ}

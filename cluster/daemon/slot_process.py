@@ -55,7 +55,7 @@ def be_slot(
 def command_of_slot(threads: Sequence[SlotDescriptors], worker_name: str, python_path: str) -> list[str]:
     """What starts a fresh interpreter that is a slot with these descriptors, which it inherits; or several slots."""
     descriptors = [str(descriptor) for thread in threads for descriptor in thread]
-    return [sys.executable, "-m", "cluster.daemon.slot_process", worker_name, python_path, *descriptors]
+    return [sys.executable, "-P", "-m", "cluster.daemon.slot_process", worker_name, python_path, *descriptors]
 
 
 def main() -> None:
@@ -80,8 +80,11 @@ def _cluster_of_environment() -> ClusterOfSlot:
 
 
 def add_python_path(folders: str) -> None:
-    """Let imports look into these folders before all others."""
-    sys.path[:0] = [entry for entry in folders.split(os.pathsep) if entry]
+    """Let imports look into these folders before all others, and then into the current one.
+
+    That one is not looked into before (`-P`): a `random.py` that lies there is for users' code alone.
+    """
+    sys.path[:0] = [*(entry for entry in folders.split(os.pathsep) if entry), os.getcwd()]
 
 
 if __name__ == "__main__":

@@ -199,7 +199,7 @@ class LocalCluster:
         try:
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", module, *arguments),
+                    *(sys.executable, "-P", "-m", module, *arguments),
                     *("--port", "0", "--directory", str(self.directory), "--parent-socket", str(given.fileno())),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster import Client
+from cluster import Client, LocalCluster
 from cluster.errors import CancelledError, RemoteError, SerializationError
 from tests.processes.whole_cluster import Gate, wait_at
 
@@ -213,3 +213,20 @@ def test_a_cancel_at_the_head_of_a_long_chain_reaches_its_end(client: Client, tm
         with pytest.raises(CancelledError):
             last.result(20)
         assert client.submit(inc, 1).result(10) == 2
+
+
+def test_modules_in_the_current_folder_named_like_the_libraries_ones_break_no_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("socket", "asyncio", "struct", "heapq"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not the one of the library')\n")
+    (tmp_path / "of_my_own.py").write_text("NUMBER = 42\n")
+    monkeypatch.chdir(tmp_path)
+
+    def use() -> Any:
+        import of_my_own  # type: ignore[import-not-found]
+
+        return of_my_own.NUMBER
+
+    with LocalCluster(n_workers=1, slots=1) as cluster, Client(cluster) as client:
+        assert client.submit(use).result(timeout=30) == 42
