@@ -97,8 +97,8 @@ def divide_links(run: Run, first: int, least: int) -> tuple[list[tuple[int, Fan]
     """The inputs of a run's rows from `first` on: those that are fans, each with the row that it takes, and the others.
 
     Where all rows take as many, one that is the same for all makes a fan. Where they take one each, so do neighbours
-    that take the same, as the pieces of a chunk do. Few rows have edges, and so have calls of actors, which become
-    startable one by one.
+    that take the same, as the pieces of a chunk do. Fewer rows than `least` have edges, and so have calls of actors,
+    which become startable one by one.
     """
     starts, sources = run.dependency_starts, run.dependencies
     assert starts is not None
@@ -121,7 +121,8 @@ def divide_links(run: Run, first: int, least: int) -> tuple[list[tuple[int, Fan]
     if not shared:
         return [], by_edges
     fans = [(columns[column][0], Fan(run, first, stop, len(shared) == width)) for column in shared]
-    others = [column for column in range(width) if column not in shared]
+    of_all = frozenset(shared)
+    others = [column for column in range(width) if column not in of_all]
     if not others:
         return fans, []
     left = array("q", bytes(8 * count * len(others)))
