@@ -18,6 +18,7 @@ from cluster.scheduler.clients import ClientRecord
 from cluster.scheduler.inquiries import Inquiries
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.lifecycle import Lifecycle
+from cluster.scheduler.linked import LinkedRows
 from cluster.scheduler.machine import Scheduler
 from cluster.scheduler.nesting_desk import NestingDesk
 from cluster.scheduler.orders import Orders
@@ -280,13 +281,23 @@ def misses_the_wake_up_of_time(patch: pytest.MonkeyPatch) -> None:
 
 
 def misses_the_wake_up_of_a_dependent(patch: pytest.MonkeyPatch) -> None:
-    original = Table.dependents
+    original = LinkedRows.make_ready
 
-    def dependents(self: Table, row: int) -> Any:
+    def make_ready(self: LinkedRows, woken: Iterable[int], latest: int = -1) -> None:
+        found = list(woken)
+        original(self, found[:-1] if len(found) > 4 else found, latest)
+
+    patch.setattr(LinkedRows, "make_ready", make_ready)
+
+
+def misses_a_dependent_of_what_is_lost(patch: pytest.MonkeyPatch) -> None:
+    original = Table.rows_of_fans
+
+    def rows_of_fans(self: Table, row: int) -> Any:
         found = list(original(self, row))
         return iter(found[:-1] if len(found) > 4 else found)
 
-    patch.setattr(Table, "dependents", dependents)
+    patch.setattr(Table, "rows_of_fans", rows_of_fans)
 
 
 def shares_by_tasks_and_not_by_time(patch: pytest.MonkeyPatch) -> None:
@@ -545,6 +556,7 @@ PLANTED: list[tuple[Faulty, Callable[[int], Plan]]] = [
     (releases_recipes, busy_plan),
     (misses_the_wake_up_of_time, lambda seed: draw_plan(Random(seed))),
     (misses_the_wake_up_of_a_dependent, busy_plan),
+    (misses_a_dependent_of_what_is_lost, busy_plan),
     (shares_by_tasks_and_not_by_time, lambda seed: RIVALS),
     (loses_the_futures_inside_a_value, referring_plan),
     (loses_the_futures_inside_bytes_that_were_sent, mortal_plan),
