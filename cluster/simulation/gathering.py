@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.scheduler.placement import INLINE_AWAITED_BYTES
 from cluster.session import table as states
 from cluster.session.machine import Failure
 from cluster.simulation.network import Connection
@@ -137,9 +138,8 @@ class Gather:
         state = session.state(number)
         if state == states.FAILED:
             kind = kind_of(session.failures[number], client.world.workers_ended)
-            spec = client.world.workload.specs[client.held[number]]
-            if kind == "let go of" and spec.returned_by >= 0 and client.world.workers_ended:
-                return True  # its parent's value came just before that was lost: another run makes other children
+            if kind == "let go of" and self._was_of_a_lost_run(number):
+                return True
             fault = client.judge(client.held[number], kind)
             assert not fault, f"{fault}: {session.failures[number]}"
             return True
@@ -149,6 +149,16 @@ class Gather:
             self._compare(number, data)
             return True
         return state == states.OFFERED
+
+    def _was_of_a_lost_run(self, number: int) -> bool:
+        """Whether its parent's value may have been fetched just before its worker was lost.
+
+        Another run makes other children. The scheduler, which did not carry the value, cannot know that it has come.
+        """
+        world = self.client.world
+        parent = world.workload.specs[self.client.held[number]].returned_by
+        carried = parent >= 0 and world.workload.specs[parent].nbytes <= INLINE_AWAITED_BYTES
+        return parent >= 0 and not carried and world.workers_ended
 
     def _compare(self, number: int, data: bytes) -> None:
         world = self.client.world
