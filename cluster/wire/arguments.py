@@ -19,6 +19,7 @@ from cluster.units import format_bytes
 from cluster.wire.encoded import Encoded, Reference
 from cluster.wire.payload import Mark, dumps, input_at, inputs_at
 from cluster.wire.pickling import FULL_AFTER_FAILURE, MAIN, SMALLEST_WITH_CLASS_BYTES, ValuePickler
+from cluster.wire.repeated_arrays import is_repeated
 from cluster.wire.unpicklable import SizeProbe, serialization_error
 
 LARGE_BYTES = 65536
@@ -149,11 +150,12 @@ class _ArgumentPickler(ValuePickler):
         return inputs_at, (array("I", positions).tobytes(),)
 
     def reduce_array(self, array: Any) -> Any:
-        if self.apart is not None and array.nbytes > LARGE_BYTES:
-            mark = self.apart.mark_of_array(array)
-            return super().reduce_array(array) if mark is None else mark.__reduce__()
-        if array.nbytes > self.limit_bytes and not array.dtype.hasobject:
-            raise _TooLarge
+        if array.nbytes > LARGE_BYTES and not is_repeated(array):
+            if self.apart is not None:
+                mark = self.apart.mark_of_array(array)
+                return super().reduce_array(array) if mark is None else mark.__reduce__()
+            if array.nbytes > self.limit_bytes and not array.dtype.hasobject:
+                raise _TooLarge
         return super().reduce_array(array)
 
     def clear(self) -> None:

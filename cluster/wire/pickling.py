@@ -24,6 +24,7 @@ import cloudpickle
 from cluster.wire.encoded import Reference
 from cluster.wire.object_arrays import ARROW_BACKED, reduce_arrow_backed, reduce_strings
 from cluster.wire.pandas_index import reduce_index
+from cluster.wire.repeated_arrays import is_repeated, reduce_repeated
 from cluster.wire.serializers import reduce_registered, registered
 
 SMALLEST_WITH_CLASS_BYTES = 24
@@ -198,10 +199,12 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
 
     def reduce_array(self, array: Any) -> Any:
         """A numpy array that is a view with gaps is packed once here, so that whoever loads it need not copy it; one of
-        strings is packed as text."""
+        strings is packed as text, and of one that repeats itself what it repeats."""
         numpy = sys.modules.get("numpy")
         if numpy is None or type(array) is not numpy.ndarray or array.nbytes < OUT_OF_BAND_BYTES:
             return NotImplemented
+        if is_repeated(array):
+            return reduce_repeated(array)
         if array.dtype.hasobject:
             return reduce_strings(array)
         if array.flags.forc:

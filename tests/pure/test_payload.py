@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import SerializationError
 from cluster.wire import payload
+from cluster.wire.arguments import ArgumentPacker
 from cluster.wire.payload import FutureReference, Mark, dumps, loads
 
 
@@ -150,6 +151,38 @@ def test_a_view_with_gaps_is_packed_once_and_mapped_without_a_copy() -> None:
     before = bytes(target)
     back[0, 0] = -1.0
     assert bytes(target) != before
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.broadcast_to(np.float64(1), (2000, 3000)),
+        np.broadcast_to(np.arange(1000.0), (4000, 1000)),
+        np.broadcast_to(np.arange(10_000.0).reshape(100, 1, 100)[:, :, ::2], (100, 300, 50)),
+        np.broadcast_to(np.array([{"a": 1}, None], dtype=object), (5000, 2)),
+        np.broadcast_to(np.array([(1, 2.0)], dtype="i4,f8"), (5000,)),
+        np.broadcast_to(np.arange(0.0), (5000, 0)),
+    ],
+)
+def test_of_an_array_that_repeats_itself_only_what_it_repeats_is_pickled(array: Any) -> None:
+    assert dumps(array).nbytes < 50_000
+    back = mapped(array) if array.nbytes else there_and_back(array)
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tolist() == array.tolist()
+    assert not back.flags.writeable or not array.nbytes
+    assert not array.nbytes or back.strides.count(0) == array.strides.count(0)
+    packer = ArgumentPacker()
+    assert list(packer.add((array,))) == []
+    assert packer.nbytes < 50_000
+
+
+def test_an_array_that_repeats_itself_and_can_be_written_to_is_copied() -> None:
+    array = np.lib.stride_tricks.as_strided(np.arange(10.0), (1000, 10), (0, 8))
+    back = there_and_back(array)
+    back[0, 0] = 5.0
+    assert back[1, 0] == 0.0
+    alone = np.lib.stride_tricks.as_strided(np.arange(1000.0), (1, 1000), (0, 8), writeable=False)
+    assert there_and_back(alone).tolist() == alone.tolist(), "an axis of one place repeats nothing"
 
 
 def test_object_arrays_come_back() -> None:
