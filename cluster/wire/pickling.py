@@ -25,7 +25,7 @@ from cluster.wire.encoded import Reference
 from cluster.wire.object_arrays import ARROW_BACKED, reduce_arrow_backed, reduce_strings
 from cluster.wire.pandas_index import reduce_index
 from cluster.wire.repeated_arrays import is_repeated, reduce_repeated
-from cluster.wire.serializers import reduce_registered, registered
+from cluster.wire.serializers import reduce_registered, reduce_registered_class, registered
 
 SMALLEST_WITH_CLASS_BYTES = 24
 """A shorter pickle names no class and no function."""
@@ -188,7 +188,8 @@ class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle sh
             if is_importable(obj):
                 return NotImplemented
             self.touched = True
-            return super().reducer_override(obj)
+            reduced = super().reducer_override(obj)
+            return reduced if kind is FunctionType else reduce_registered_class(obj, reduced)
         if kind.__name__ == "ndarray":
             return self.reduce_array(obj)
         if kind.__name__ in ARROW_BACKED:

@@ -1,7 +1,8 @@
 """Serializers that users register for classes of their own.
 
 A registered class is pickled as what its `dumps` made of the instance, and `loads` makes it again. The registration
-goes along, so a process that has once loaded such a value serializes what it makes of that class in the same way.
+goes along, so a process that has once loaded such a value serializes what it makes of that class in the same way. It
+goes along with the class itself, too, where that travels by value, as what a script or a notebook defines does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["reduce_registered", "register_serializer", "registered"]
+__all__ = ["reduce_registered", "reduce_registered_class", "register_serializer", "registered"]
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def register_serializer(kind: type[T], dumps: Callable[[T], Any], loads: Callabl
     one for the same class replaces the first. Raises TypeError for what is no class, and for built-in classes.
 
     Register where the class is defined, so that workers that import it do the same. A registration also travels with
-    every value that it made.
+    every value that it made, and with a class that a script or a notebook defines.
 
     >>> import pickle
     >>> class Image:
@@ -79,8 +80,28 @@ def _without_copy(dumped: Any) -> Any:
 
 def made_by(serializer: Serializer, dumped: Any) -> Any:
     """Make an instance again; found in pickles only."""
-    kind, _, loads = serializer
-    if kind not in registered:
-        registered[kind] = serializer
+    _register_once(serializer)
+    return serializer[2](dumped)
+
+
+def _register_once(serializer: Serializer) -> None:
+    if serializer[0] not in registered:
+        registered[serializer[0]] = serializer
         _found.clear()
-    return loads(dumped)
+
+
+def reduce_registered_class(kind: type[Any], reduced: Any) -> Any:
+    """What pickle wants of `__reduce__` for a class itself: what cloudpickle said, and the serializer that was
+    registered for it, if there is one."""
+    if kind not in registered or type(reduced) is not tuple:
+        return reduced
+    make, arguments, state, items, pairs, set_state = reduced
+    # Part of the state, so that the functions may name the class: it is made before.
+    return make, arguments, (set_state, state, registered[kind][1:]), items, pairs, set_class_state
+
+
+def set_class_state(kind: type[Any], state: tuple[Any, ...]) -> None:
+    """Give a class that is being loaded its attributes and its serializer; found in pickles only."""
+    set_state, attributes, (dumps, loads) = state
+    set_state(kind, attributes)
+    _register_once((kind, dumps, loads))

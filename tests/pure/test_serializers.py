@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,6 +126,45 @@ def test_the_registration_goes_along_with_the_value() -> None:
         dumps(Sealed(1))
     assert loads(data).content == 1
     assert there_and_back(Sealed(2)).content == 2
+
+
+def test_the_registration_goes_along_with_a_class_that_cannot_be_imported(tmp_path: Path) -> None:
+    """As what a script defines: a task may make an instance though it was given none."""
+    program = """
+        import pathlib, threading
+        from cluster import register_serializer
+        from cluster.wire.payload import dumps, loads
+
+        class Base:
+            def __init__(self, content):
+                self.content, self.lock = content, threading.Lock()
+
+        class Derived(Base):
+            made = Base("a class may hold its own instances")
+
+        register_serializer(Base, lambda base: (type(base), base.content), lambda parts: parts[0](parts[1]))
+
+        def task(content):
+            return Derived(content)
+
+        pathlib.Path("task").write_bytes(dumps(task).to_bytes())
+    """
+    reader = """
+        import pathlib
+        from cluster.wire.payload import dumps, loads
+
+        task = loads(pathlib.Path("task").read_bytes())
+        back = loads(dumps([task(5), task(6)]).to_bytes())
+        assert [type(each) for each in back] == [type(task(1))] * 2
+        print([each.content for each in back], back[0].made.content)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for text in (program, reader):
+        (tmp_path / "program.py").write_text(textwrap.dedent(text))
+        run = [sys.executable, "program.py"]
+        done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+    assert done.stdout == "[5, 6] a class may hold its own instances\n"
 
 
 def test_what_a_serializer_raises_names_the_value() -> None:
