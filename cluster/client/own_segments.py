@@ -21,14 +21,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cluster.errors import ClusterError, StoreFull
 from cluster.storage.maps import map_to_write
 from cluster.storage.openings import is_open_elsewhere
-from cluster.storage.probes import Probe, make_probe
+from cluster.storage.probes import Probe, make_probe, renewed
 from cluster.storage.segments import SegmentDirectory, sweep
 from cluster.units import format_bytes
 from cluster.wire.checksums import Checksum
@@ -112,6 +112,10 @@ class OwnSegments:
                 except (OSError, ClusterError) as error:
                     self._broken = True
                     _log.warning("large arguments are sent to the workers of this host, and not shared: %s", error)
+            elif self._directory is not None and self._probe is not None:
+                with suppress(OSError):  # what is wrong with it is said when a segment is to be made there
+                    self._directory.keep()
+                self._probe = renewed(self._probe)
             return self._probe
 
     def _open(self) -> None:
@@ -211,11 +215,15 @@ class OwnSegments:
     def _take(self, number: int, nbytes: int) -> _Segment | None:
         """A segment that is kept and that nobody needs, for that value."""
         with self._lock:
-            for segment in self._kept:
+            for segment in list(self._kept):
                 if segment.fits(nbytes) and segment.is_forgotten and self._directory is not None:
-                    # First the name: an agent that was told the old one, and comes to it only now, must not find
-                    # another value there. Whoever came before is seen by what is asked then.
-                    segment.path = self._directory.rename(segment.path, is_free=False)
+                    try:
+                        # First the name: an agent that was told the old one, and comes to it only now, must not find
+                        # another value there. Whoever came before is seen by what is asked then.
+                        segment.path = self._directory.rename(segment.path, is_free=False)
+                    except FileNotFoundError:  # somebody has removed it
+                        self._drop(segment)
+                        continue
                     if self._is_ours_alone(segment):
                         self._give(segment, number)
                         return segment

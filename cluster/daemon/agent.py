@@ -495,6 +495,7 @@ class AgentDaemon:
             return
         self._links.end_stalled()
         self._store.look()
+        self._spiller.look()
         self._memory_kills.look()
         self._loop.call_later(_MEASURE_SECONDS, self._look_around)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.daemon.agent_store import Store
-from cluster.storage.probes import is_segment_name, make_probe, proven, read_probe
+from cluster.storage.probes import is_segment_name, make_probe, proven, read_probe, renewed
 from cluster.storage.segments import remove_if_dead
 from cluster.transport.tcp import Connection
 from cluster.wire import messages
@@ -35,6 +35,7 @@ class PeerHosts:
         if isinstance(message, messages.HostProof):
             self._opens[peer] = proven(self._probes, message.contents)
         elif not message.paths:
+            self._probes = list(map(renewed, self._probes))
             connection.send(messages.HostProbe([probe.path for probe in self._probes]))
         else:
             connection.send(messages.HostProof(self._read(peer, message.paths[0])))

@@ -23,6 +23,7 @@ from cluster.wire.checksums import NO_CHECKSUM, agree, checksum
 from cluster.worker.events import (
     Event,
     FetchFrom,
+    FileGone,
     FromPeer,
     GiveUpFetch,
     NoteSent,
@@ -158,7 +159,9 @@ class PeerServer:
 
     def _begin_piece(self, connection: Connection, effect: ServePiece) -> OutgoingPiece:
         piece = OutgoingPiece(effect)
-        if self._fast_paths and not connection.encrypted:
+        if piece.is_missing:
+            self._feed(FileGone(effect.row, effect.attempt, effect.path))
+        elif self._fast_paths and not connection.encrypted:
             self._store.mark_shown(effect.path)  # it goes by `sendfile`
         if connection.encrypted:
             piece.checksum = NO_CHECKSUM
@@ -188,7 +191,7 @@ class PeerServer:
             connection.send(message)
             return
         peer, request, row, attempt, nbytes, path = effect
-        if (place := self._hosts.show(peer, path)) is not None:
+        if (place := self._hosts.show(peer, path)) is not None and os.path.exists(path):
             connection.send(messages.ValueSegment(request, row, attempt, nbytes, *place))
             return
         try:
@@ -202,6 +205,7 @@ class PeerServer:
                 self._send_now(connection, effect._replace(path=moved))
             else:
                 connection.send(messages.ValueMissing(request, row, attempt))
+                self._feed(FileGone(row, attempt, path))
             return
         if self._fast_paths:
             self._store.mark_shown(path)

@@ -39,6 +39,11 @@ class OutgoingPiece:
         except FileNotFoundError:  # it was freed since the machine looked
             self.checksum = NO_CHECKSUM
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is nothing to send."""
+        return self._descriptor < 0
+
     def count(self) -> int:
         """Read it and give its checksum; called in a thread."""
         offset, left = self._serve.offset, self._serve.nbytes

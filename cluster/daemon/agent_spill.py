@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -126,6 +127,11 @@ class Spiller:
         for number in effect.packs:
             self.remove(self._packs.pop(number).path)
 
+    def look(self) -> None:
+        """See whether the directory is there; now and then."""
+        with contextlib.suppress(OSError):  # what is wrong with it is said when something is to be written there
+            self._directory.keep()
+
     def close(self) -> None:
         """Remove everything."""
         if self._threads is not None:
@@ -147,8 +153,8 @@ class Spiller:
             try:
                 return make()
             except (StoreFull, ValueLost) as error:
-                directory, damaged = self._directory.path, isinstance(error, ValueLost)
-                return PackFailed(number, str(directory.parent), room_bytes(directory), str(error), damaged)
+                directory, damaged = self._directory, isinstance(error, ValueLost)
+                return PackFailed(number, str(directory.path.parent), room_bytes(directory), str(error), damaged)
 
         self._run(work, None).add_done_callback(done)
 
@@ -170,7 +176,7 @@ class Spiller:
         self._run(work, what).add_done_callback(done)
 
     def _create(self, nbytes: int) -> tuple[str, str]:
-        room = room_bytes(self._directory.path)
+        room = room_bytes(self._directory)
         try:
             if nbytes > room:
                 raise StoreFull(f"{format_bytes(nbytes)} are needed, and {format_bytes(room)} may be taken")
@@ -182,8 +188,8 @@ class Spiller:
         try:
             stored = store_file(self._directory, effect.path, effect.nbytes, effect.compression)
         except (StoreFull, ValueLost) as error:
-            free_bytes = room_bytes(self._directory.path)
-            return SpillFailed(effect.key, str(self._directory.path.parent), free_bytes, str(error))
+            parent, lost = str(self._directory.path.parent), isinstance(error, ValueLost)
+            return SpillFailed(effect.key, parent, room_bytes(self._directory), str(error), lost)
         return Spilled(effect.key, effect.path, *stored)
 
     def _check(self, effect: CheckSpilled) -> Event:

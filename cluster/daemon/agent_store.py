@@ -9,6 +9,7 @@ nobody sees bytes change.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -141,7 +142,13 @@ class Store:
             self._make(nbytes, then)
             return
         start = segment.reserved_bytes
-        growth = self._book.take(segment, nbytes, self._memory.rename(segment.path, is_free=False))
+        try:
+            path = self._memory.rename(segment.path, is_free=False)
+        except FileNotFoundError:  # somebody has removed it
+            self._give_back([segment])
+            self._make(nbytes, then)
+            return
+        growth = self._book.take(segment, nbytes, path)
         if not growth:
             then(segment.path, "")
             return
@@ -244,7 +251,11 @@ class Store:
             self._memory.remove(path)  # quick: this process has it open, so nothing is freed by that
             new_path = path
         else:
-            new_path = self._memory.rename(path, is_free=True)
+            try:
+                new_path = self._memory.rename(path, is_free=True)
+            except FileNotFoundError:  # somebody has removed it
+                self._give_back([segment])
+                return
         is_open = _is_needed_elsewhere(segment, own_names=0 if segment.shown else 1)
         self._book.release(segment, new_path, is_open, time.monotonic())
         if segment.shown and not is_open:
@@ -262,7 +273,11 @@ class Store:
         return sum(segment.reserved_bytes for segment in segments)
 
     def look(self) -> None:
-        """Look whether open segments were let go of, and give back what has been free for long; now and then."""
+        """Look whether open segments were let go of, and give back what has been free for long, and whether the
+        directories are there; now and then."""
+        for directory in self._directories:
+            with contextlib.suppress(OSError):  # what is wrong with it is said when a segment is to be made there
+                directory.keep()
         self._look_at_some(_ASKED_A_LOOK)
         self._give_back(self._book.idle(time.monotonic() - IDLE_SECONDS))
 

@@ -140,6 +140,10 @@ class _Piece:
         """What the scheduler calls the task of that sequence: (attempt, row)."""
         return self.context[0], row_of(self.context[1], sequence - self.sequence)
 
+    def gone_files(self) -> list[str]:
+        """The files of inputs that are not there any more."""
+        return [value[0] for value in self.values if type(value) is list and not os.path.exists(value[0])]
+
     def value(self, need: int, bind_future: Callable[[Any], Any], maps: KeptMaps) -> Any:
         """Load an input. Each task gets its own, except of what nobody can change."""
         if need in self._unchangeable:
@@ -397,7 +401,7 @@ class Slot:
             kind, data = "interrupted", b""
             details: dict[str, Any] = {"message": "the task was stopped while it ran"}
         elif isinstance(error, _InputGone):
-            kind, data, details = "missing", b"", {"message": str(error)}
+            kind, data, details = "missing", b"", {"message": str(error), "files": piece.gone_files()}
         elif isinstance(error, _LoadFailed):
             kind, data, details = self._describe_load_failure(piece, error)
         else:

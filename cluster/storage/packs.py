@@ -48,7 +48,7 @@ def write_pack(directory: SegmentDirectory, values: Sequence[bytes], compression
     """Write values into a new file, one after the other; StoreFull if there is no room."""
     if compression and not _is_worth_compressing(next(_blocks(values)), compression):
         compression = ""
-    nbytes, room = sum(map(len, values)), room_bytes(directory.path)
+    nbytes, room = sum(map(len, values)), room_bytes(directory)
     if nbytes > room and not compression:
         raise StoreFull(f"{format_bytes(nbytes)} are needed, and {format_bytes(room)} may be taken")
     path, target = directory.create_open(0 if compression else nbytes)

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["PROBE", "Probe", "is_segment_name", "make_probe", "proven", "read_probe", "read_probes"]
+__all__ = ["PROBE", "Probe", "is_segment_name", "make_probe", "proven", "read_probe", "read_probes", "renewed"]
 
 PROBE: Final = "probe"
 PROBE_BYTES: Final = 32
@@ -43,6 +43,16 @@ def make_probe(directory: str) -> Probe:
     finally:
         os.close(descriptor)
     return probe
+
+
+def renewed(probe: Probe) -> Probe:
+    """A probe of this process's own: the one that there is, or another in its place if somebody has removed it."""
+    if os.path.exists(probe.path):
+        return probe
+    try:
+        return make_probe(os.path.dirname(probe.path))
+    except OSError:  # its directory is gone too: until that is made again, peers are sent bytes
+        return probe
 
 
 def read_probe(path: str) -> bytes:

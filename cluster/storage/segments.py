@@ -13,6 +13,9 @@ must never open a lock of its own a second time, since closing that would releas
 Space is reserved before a byte is written, since a write through a map of a full tmpfs ends the process (SIGBUS); a
 full store is a `StoreFull`. A tmpfs is often as large as the machine's memory: a reservation that the memory cannot
 hold is refused too, before it makes the kernel kill processes. Nothing here follows a symbolic link below the parent.
+
+Others may remove what lies there: whoever cleans up temporary files, or systemd, which empties /dev/shm when its user
+logs out. The values are lost then, but the directory is made again: by `keep`, and when a segment is to be made.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
+import threading
 import time
 from importlib import import_module
 from itertools import count
@@ -51,6 +56,8 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _own_directories: set[Path] = set()
 
+logger = logging.getLogger(__name__)
+
 
 class SegmentDirectory:
     """The segments of one process; only that process creates and removes them, others open them by path."""
@@ -65,31 +72,64 @@ class SegmentDirectory:
         self._descriptor = -1
         self._process_id = os.getpid()
         self._numbers = count(1)
+        self._making_again = threading.Lock()
         base, base_descriptor = _open_base(parent)
         self._in_memory = lies_in_memory(parent)
         try:
             while self._lock_descriptor < 0:
                 self.path = base / f"{name}-{os.urandom(8).hex()}"
-                self._try_make(base_descriptor)
+                self._descriptor, self._lock_descriptor = _try_make(self.path.name, base_descriptor)
         finally:
             os.close(base_descriptor)
         _own_directories.add(self.path)
 
-    def _try_make(self, base_descriptor: int) -> None:
-        """Make and lock the directory; leave the lock's descriptor at -1 if a sweep came in between."""
-        os.mkdir(self.path.name, 0o700, dir_fd=base_descriptor)
-        directory = os.open(self.path.name, _OPEN_DIRECTORY, dir_fd=base_descriptor)
-        lock = -1
+    def keep(self) -> None:
+        """Make the directory and its lock again if somebody has removed them, and say by the lock's time that they are
+        in use: programs that clean up go by that. To be called now and then; StoreFull if it cannot be."""
+        if self._is_whole():
+            os.utime(self._lock_descriptor)
+        else:
+            self._make_again()
+
+    def _is_whole(self) -> bool:
         try:
-            lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
-        except (BlockingIOError, FileNotFoundError):
-            if lock >= 0:
-                os.close(lock)
-            os.close(directory)
-            return
-        self._descriptor, self._lock_descriptor = directory, lock
+            lock = os.stat(_LOCK, dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(lock, os.fstat(self._lock_descriptor))
+
+    def _has_its_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _make_again(self) -> None:
+        with self._making_again:
+            if self._is_whole():
+                return  # another thread was faster
+            logger.warning("%s was removed while it was in use: it is made again, and values in it are lost", self.path)
+            try:
+                _, base_descriptor = _open_base(self.path.parent.parent)
+            except SettingError as error:
+                raise StoreFull(str(error)) from error
+            try:
+                if self._has_its_place():
+                    lock = _try_lock(self._descriptor)
+                else:
+                    directory, lock = _try_make(self.path.name, base_descriptor)
+                    if lock >= 0:
+                        # In the place of the old one, which other threads may be using.
+                        os.dup2(directory, self._descriptor, inheritable=False)
+                        os.close(directory)
+            except OSError as error:
+                raise StoreFull(f"{self.path} was removed, and cannot be made again: {error.strerror}") from error
+            finally:
+                os.close(base_descriptor)
+            if lock < 0:
+                raise StoreFull(f"{self.path} was removed, and is being removed again")
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = lock
 
     def create(self, nbytes: int) -> str:
         """Make a segment with room for so many bytes and give its path; `StoreFull` if there is no room."""
@@ -102,7 +142,13 @@ class SegmentDirectory:
         name = f"s{next(self._numbers)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            segment = os.open(name, flags, 0o600, dir_fd=self._descriptor)
+            try:
+                segment = os.open(name, flags, 0o600, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                self._make_again()
+                segment = os.open(name, flags, 0o600, dir_fd=self._descriptor)
+        except StoreFull:
+            raise
         except OSError as error:
             raise self._store_error(error, nbytes) from error
         try:
@@ -119,7 +165,13 @@ class SegmentDirectory:
     def link(self, source: str, nbytes: int) -> str:
         """Make a segment of what another process's segment holds, and give its path; OSError if that cannot be."""
         name = f"s{next(self._numbers)}"
-        os.link(source, name, dst_dir_fd=self._descriptor, follow_symlinks=False)
+        try:
+            os.link(source, name, dst_dir_fd=self._descriptor, follow_symlinks=False)
+        except FileNotFoundError:
+            if self._is_whole():
+                raise  # it is the source that is not there
+            self._make_again()
+            os.link(source, name, dst_dir_fd=self._descriptor, follow_symlinks=False)
         facts = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_size < nbytes:
             os.unlink(name, dir_fd=self._descriptor)
@@ -144,9 +196,9 @@ class SegmentDirectory:
         os.rename(self._name_of(path), name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         return f"{self.path}/{name}"
 
-    def _store_error(self, error: OSError, nbytes: int) -> OSError:
+    def _store_error(self, error: OSError, nbytes: int) -> StoreFull:
         if error.errno not in _FULL:
-            return error
+            return StoreFull(f"{self.path} does not take a value of {format_bytes(nbytes)}: {error.strerror}")
         return StoreFull(
             f"no room for a value of {format_bytes(nbytes)} in {self.path}: {format_bytes(self.free_bytes())} free. "
             "Release values that are no longer needed, or give shared_memory_directory a place with more room."
@@ -159,9 +211,13 @@ class SegmentDirectory:
             os.mkdir(_MODULES, 0o700, dir_fd=self._descriptor)
         return self.path / _MODULES
 
+    def file_system(self) -> os.statvfs_result:
+        """The figures of the file system."""
+        return os.fstatvfs(self._descriptor)
+
     def free_bytes(self) -> int:
         """How much room is there: in the file system and, if that lies in memory, in what the machine can spare?"""
-        figures = os.fstatvfs(self._descriptor)
+        figures = self.file_system()
         room = figures.f_bavail * figures.f_frsize
         if not self._in_memory:
             return room
@@ -202,6 +258,31 @@ class SegmentDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _try_make(name: str, base_descriptor: int) -> tuple[int, int]:
+    """Make a directory and its lock; the descriptors of both, or -1 twice if a sweep came in between."""
+    os.mkdir(name, 0o700, dir_fd=base_descriptor)
+    directory = os.open(name, _OPEN_DIRECTORY, dir_fd=base_descriptor)
+    lock = _try_lock(directory)
+    if lock < 0:
+        os.close(directory)
+        return -1, -1
+    return directory, lock
+
+
+def _try_lock(directory: int) -> int:
+    """Make the lock of a directory that has none; its descriptor, or -1 if a sweep came in between."""
+    lock = -1
+    try:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(_LOCK, dir_fd=directory, follow_symlinks=False)
+    except (BlockingIOError, FileNotFoundError):
+        if lock >= 0:
+            os.close(lock)
+        return -1
+    return lock
 
 
 def _reserve_at_once(segment: int, nbytes: int) -> None:
@@ -366,7 +447,10 @@ def _available_memory_bytes() -> int:
 
 
 def _unsafe(base: Path, reason: str) -> SettingError:
-    return SettingError(f"values cannot be kept in {base}: {reason}. Or set shared_memory_directory to another place.")
+    return SettingError(
+        f"values cannot be kept in {base}: {reason}. Set shared_memory_directory, or for those that go to disk "
+        "spill_directory, to another place."
+    )
 
 
 # --------------------------------------------------------------------------- bytes in and out

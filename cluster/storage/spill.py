@@ -68,16 +68,16 @@ def check_compression(name: str) -> None:
             ) from error
 
 
-def room_bytes(directory: Path) -> int:
+def room_bytes(directory: SegmentDirectory) -> int:
     """How much may be written there."""
-    figures = os.statvfs(directory)
+    figures = directory.file_system()
     size, free = figures.f_blocks * figures.f_frsize, figures.f_bavail * figures.f_frsize
     return max(0, free - min(_LEFT_BYTES, int(size * _LEFT_PART)))
 
 
 def store_file(directory: SegmentDirectory, path: str, nbytes: int, compression: str = "") -> Stored:
     """Copy a segment into a directory on disk. StoreFull if there is no room, ValueLost if the segment is gone."""
-    room = room_bytes(directory.path)
+    room = room_bytes(directory)
     if nbytes > room and not compression:
         raise StoreFull(f"{format_bytes(nbytes)} are needed, and {format_bytes(room)} may be taken")
     if compression and not _is_worth_compressing(path, nbytes, compression):

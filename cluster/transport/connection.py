@@ -132,13 +132,20 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             # This side has ended the conversation, and is only still sending.
             return
-        with self._step:
-            if self._handshake is not None:
-                self._continue_handshake(self._buffer[:nbytes])
-            elif self._raw_done is not None:
-                self._raw_arrived(nbytes)
-            else:
-                self._dispatch(self._buffer[:nbytes])
+        try:
+            with self._step:
+                if self._handshake is not None:
+                    self._continue_handshake(self._buffer[:nbytes])
+                elif self._raw_done is not None:
+                    self._raw_arrived(nbytes)
+                else:
+                    self._dispatch(self._buffer[:nbytes])
+        except OSError as error:
+            # Of a file, say: asyncio would take it for one of the socket, and it would be told that the peer is gone.
+            if isinstance(error, ClusterError):
+                raise
+            self._loop.call_exception_handler({"message": f"{self} sent what failed here", "exception": error})
+            self.abort(f"what the peer {self.peer_address} sent failed here: {error}")
 
     def eof_received(self) -> bool:
         return False

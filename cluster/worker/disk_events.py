@@ -24,12 +24,13 @@ class Spilled(NamedTuple):
 
 
 class SpillFailed(NamedTuple):
-    """… or cannot be: the directory, how much is free there, and why."""
+    """… or cannot be: the directory, how much is free there, and why; `lost`: its segment is gone."""
 
     key: int
     directory: str
     free_bytes: int
     reason: str
+    lost: bool = False
 
 
 class SpilledChecked(NamedTuple):

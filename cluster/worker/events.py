@@ -86,6 +86,14 @@ class PeerSent(NamedTuple):
     gone: bool
 
 
+class FileGone(NamedTuple):
+    """A peer was to be sent a value from this file, and it is not there."""
+
+    row: int
+    attempt: int
+    path: str
+
+
 class ValuePut(NamedTuple):
     """A PutValue whose raw bytes have all arrived, in a segment that now belongs to the machine."""
 
@@ -275,7 +283,7 @@ Event: TypeAlias = (
     Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
     | CoroutineStopping | SlotTrimmed
     | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
-    | DiskEvent | PeerSent
+    | DiskEvent | PeerSent | FileGone
     | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ from cluster.worker.slot_memory import SlotMemory
 from cluster.worker.spilling import Spilling
 from cluster.worker.supply import Supply
 from cluster.worker.uploads import Uploads
-from cluster.worker.values import Values
+from cluster.worker.values import Values, value_name
 from cluster.worker.whereabouts import Whereabouts
 from cluster.worker.workforce import Workforce
 
@@ -245,12 +245,7 @@ class Agent:
             case events.TookBack(slot, sequences):
                 workforce.took_back(slot, sequences, now)
             case events.FromPeer(peer, message):
-                if isinstance(message, messages.GetValues):
-                    supply.serve(peer, message, now)
-                elif isinstance(message, messages.GetPiece):
-                    supply.serve_piece(peer, message, now)
-                else:
-                    supply.put(peer, message)
+                self._peer_says(peer, message, now)
             case events.ValuePut(peer, row, attempt, nbytes, path):
                 supply.arrived_in_segment(peer, row, attempt, nbytes, path)
             case events.ValueFetched():
@@ -277,6 +272,8 @@ class Agent:
                 self._disk_says(now, event)
             case events.PackWritten() | events.PackFailed() | events.PackRead():
                 self._disk_says(now, event)
+            case events.FileGone(row, attempt, path):
+                supply.file_gone(row, attempt, path)
             case events.PeerSent(peer, gone):
                 supply.returning.sent(peer, now, gone=gone)
             case events.SlotReady(slot):
@@ -313,7 +310,9 @@ class Agent:
             case events.Spilled():
                 self.spilling.spilled(event)
             case events.SpillFailed():
-                self.spilling.spill_failed(event, now)
+                path = self.spilling.spill_failed(event, now)
+                if path:
+                    self.supply.file_gone(*value_name(event.key), path)
             case events.SpilledChecked():
                 self.supply.spilled_checked(event, now)
             case events.PackWritten():
@@ -323,6 +322,14 @@ class Agent:
                 self.packing.failed(event, now)
             case events.PackRead():
                 self.supply.pack_read(event, now)
+
+    def _peer_says(self, peer: int, message: Any, now: float) -> None:
+        if isinstance(message, messages.GetValues):
+            self.supply.serve(peer, message, now)
+        elif isinstance(message, messages.GetPiece):
+            self.supply.serve_piece(peer, message, now)
+        else:
+            self.supply.put(peer, message)
 
     def _written(self, slot: int, pieces: list[Piece], seconds: float, now: float) -> None:
         writer = self.workforce.threads.writer(slot)

@@ -182,13 +182,16 @@ class Spilling:
         self._memory.spilled_bytes += file.stored_bytes
         self._copies[event.key] = file
 
-    def spill_failed(self, event: SpillFailed, now: float) -> None:
-        """A value could not be copied: it stays."""
+    def spill_failed(self, event: SpillFailed, now: float) -> str:
+        """A value could not be copied: it stays. If it is lost instead, the path at which it was; else empty text."""
         segment = self._leaving.pop(event.key)
         self._memory.spilling_bytes -= segment.nbytes
         if self._values.get(event.key) != segment:
-            return  # it was freed meanwhile, so its file was gone: the disk is not to blame
+            return ""  # it was freed meanwhile, so its file was gone: the disk is not to blame
+        if event.lost:
+            return segment.path
         self.refused(event, now)
+        return ""
 
     def refused(self, event: SpillFailed | PackFailed, now: float) -> None:
         """The disk did not take what it was given."""

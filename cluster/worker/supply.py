@@ -397,9 +397,25 @@ class Supply:
                     self.values.bring(key, value)
                 self._go_on(want)
 
+    def files_gone(self, assignment: Assignment, paths: list[str]) -> None:
+        """A slot did not find these files of what its task takes. Mostly the values were freed meanwhile; if not, then
+        somebody else has removed them: whoever cleans up, or logs a user out."""
+        if paths:
+            self._lose_files([value_key(entry[1], entry[0]) for entry in assignment.values], paths)
+
+    def file_gone(self, row: int, attempt: int, path: str) -> None:
+        """The file of a value was not found when a peer was to be sent it."""
+        self._lose_files([value_key(attempt, row)], [path])
+
+    def _lose_files(self, keys: list[int], paths: list[str]) -> None:
+        held = [(key, self.values.get(key)) for key in keys]
+        lost = [key for key, value in held if isinstance(value, Segment) and value.path in paths]
+        if lost:
+            self._lose(lost, f"{paths[0]} was removed by somebody else")
+
     def _lose(self, keys: list[int], reason: str) -> None:
-        """These values on disk are not what was written."""
-        what = "a value on disk is" if len(keys) == 1 else f"{len(keys)} values on disk are"
+        """The files of these values are not what was written."""
+        what = "a value is" if len(keys) == 1 else f"{len(keys)} values are"
         self._ledger.effects.append(Say(f"{what} lost, and computed again where needed: {reason}"))
         for key in keys:
             row, attempt = value_name(key)

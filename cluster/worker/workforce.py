@@ -332,6 +332,8 @@ class Workforce:
             self.segments.drop(slot, sequence)
             if outcome == "interrupted":
                 outcome = kind or "cancelled"
+            elif outcome == "missing":
+                self._supply.files_gone(assignment, report[4].pop("files", []))
             self._ledger.failed(assignment, task, outcome, report[3], report[4], seconds)
         elif kind == "cancelled":
             self.segments.drop(slot, sequence)

@@ -290,6 +290,23 @@ def test_a_protocol_error_of_the_handler_ends_the_connection_with_its_reason() -
     run_pair(scenario)
 
 
+def test_a_failure_of_the_handler_is_not_taken_for_one_of_the_socket() -> None:
+    async def scenario(listener: Listener, there: Peer, connection: Connection, here: Peer) -> None:
+        def fail(receiver: Connection, message: Any) -> None:
+            raise FileNotFoundError(2, "No such file", "s5")
+
+        reported: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        there.answer = fail
+        connection.send(messages.Heartbeat())
+        await there.until(lambda: bool(there.closed))
+        assert "sent failed here" in there.closed[0][1]
+        (context,) = reported
+        assert isinstance(context["exception"], FileNotFoundError)
+
+    run_pair(scenario)
+
+
 def test_a_sender_is_paused_by_a_slow_reader_and_told_when_it_may_go_on() -> None:
     async def main() -> None:
         there = Peer()

@@ -259,6 +259,39 @@ def test_an_actor_whose_process_starts_slowly_is_made_once_though_its_input_was_
     assert model.work() == 1
 
 
+# --------------------------------------------------------------------------- somebody else removes files
+
+
+def test_a_value_whose_file_is_gone_when_it_is_to_go_to_disk_is_lost_and_the_disk_is_not_to_blame() -> None:
+    model = full_model()
+    spill = model.spills.pop(0)
+    model.wait(0.01)
+    model.sent.clear()
+    model.feed(events.SpillFailed(spill.key, "/disk", 1 << 40, "its file is gone", lost=True))
+    lost = model.expect(messages.FetchFailed)
+    assert (lost.row, lost.attempt, lost.address) == (0, 1, OWN_ADDRESS)
+    assert heartbeat(model)["segment_bytes"] == 60 * MIB
+    assert not heartbeat(model)["spill_problem"]
+    assert model.said == [
+        f"a value is lost, and computed again where needed: {spill.path} was removed by somebody else"
+    ]
+
+
+def test_of_what_a_slot_did_not_find_the_values_that_are_still_held_are_lost() -> None:
+    model = AgentModel(slots=1, limit_bytes=LIMIT)
+    path = make(model, 1)
+    model.wait(0.01)
+    model.sent.clear()
+    use(model, 5, 1)
+    model.slots[0].claim()
+    model.report(0, [0.0, "missing", b"", {"message": "it is gone", "files": ["/elsewhere", path]}])
+    assert model.expect(messages.FetchFailed).attempt == 1
+    failed = model.expect(messages.RunFailed)
+    assert (failed.kind, failed.details) == ("missing", {"message": "it is gone"})
+    assert heartbeat(model)["segment_bytes"] == 0
+    assert path not in model.segments
+
+
 # --------------------------------------------------------------------------- the disk is full
 
 

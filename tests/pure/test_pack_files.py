@@ -120,7 +120,7 @@ def test_nothing_is_written_anew_of_what_is_damaged(directory: SegmentDirectory)
 def test_no_pack_is_begun_for_which_there_is_no_room(
     directory: SegmentDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packs, "room_bytes", lambda path: STARTS[-1] - 1)
+    monkeypatch.setattr(packs, "room_bytes", lambda directory: STARTS[-1] - 1)
     with pytest.raises(StoreFull, match="are needed"):
         write(directory)
     assert [path.name for path in directory.path.iterdir()] == ["lock"]
