@@ -101,7 +101,11 @@ class ClientCore:
             self.scheduler_address = address.scheduler_address
             deadline = time.monotonic() + self._timeout_seconds
             connection = _connect(self.scheduler_address, self._secret, self._timeout_seconds, address)
-            address.wait_until_joined(deadline - time.monotonic())
+            try:
+                address.wait_until_joined(deadline - time.monotonic())
+            except BaseException:
+                connection.close()
+                raise
             return connection
         except BaseException:
             self._end_own_cluster()

@@ -38,7 +38,8 @@ class LocalClusterLike(Protocol):
         ...
 
     def wait_until_joined(self, timeout_seconds: float) -> None:
-        """Wait until the workers that were started have joined the scheduler, or ended, or the time is up."""
+        """Wait until the workers that were started have joined the scheduler, or ended, or the time is up; raises
+        ConnectionLost if all have ended."""
         ...
 
     def explain_failure(self) -> str:

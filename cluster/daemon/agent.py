@@ -98,8 +98,12 @@ class AgentDaemon:
         if settings.spill_directory is None and lies_in_memory(spill_parent):
             self._spill_quota_bytes = -1
             logger.warning("values cannot go to disk, since %s lies in memory: set spill_directory", spill_parent)
-        check_compression(settings.spill_compression or "")
-        self._spiller = Spiller(spill_parent, self.feed, self._store.note_moved, fast_paths=wanted)
+        try:
+            check_compression(settings.spill_compression or "")
+            self._spiller = Spiller(spill_parent, self.feed, self._store.note_moved, fast_paths=wanted)
+        except BaseException:
+            self._store.close()
+            raise
         # Uploaded modules come first: who uploads one means it to be used.
         python_path = os.pathsep.join(filter(None, (str(self._store.modules_path), options.python_path)))
         self._starter_options = StarterOptions(

@@ -18,6 +18,7 @@ from cluster.client.html import card
 from cluster.daemon.slot_protocol import MOST_THREADS
 from cluster.deploy.adapting import Adapting
 from cluster.deploy.adapting_local import Adaptation
+from cluster.errors import ConnectionLost
 from cluster.ids import new_id
 from cluster.secret import load_or_create_secret
 from cluster.storage.host_limits import host_limits
@@ -145,13 +146,19 @@ class LocalCluster:
     def wait_until_joined(self, timeout_seconds: float) -> None:
         """Wait until the workers that were started have joined the scheduler, or ended, or the time is up.
 
-        A client that is made on this object does so, up to its `timeout`.
+        A client that is made on this object does so, up to its `timeout`. Raises ConnectionLost if all have ended:
+        tasks would wait without end.
         """
         deadline = time.monotonic() + timeout_seconds
-        for daemon in list(self._workers.values()):
-            daemon.socket.settimeout(max(0.001, deadline - time.monotonic()))
-            with suppress(TimeoutError):
-                daemon.socket.recv(1, socket.MSG_PEEK)  # the byte stays there for the next client
+        daemons = list(self._workers.values())
+        for daemon in daemons:
+            left_seconds = max(0.001, deadline - time.monotonic())
+            daemon.socket.settimeout(left_seconds)
+            with suppress(TimeoutError, subprocess.TimeoutExpired):
+                if not daemon.socket.recv(1, socket.MSG_PEEK):  # the byte stays there for the next client
+                    daemon.process.wait(left_seconds)
+        if daemons and all(daemon.process.poll() is not None for daemon in daemons):
+            raise ConnectionLost(self.explain_failure())
 
     def explain_failure(self) -> str:
         """Which of the processes have ended by themselves, and how; an empty text if none has."""

@@ -257,6 +257,20 @@ def test_wrong_arguments_of_a_local_cluster_are_named() -> None:
         LocalCluster(n_workers=-1)
 
 
+def test_a_local_cluster_none_of_whose_workers_could_start_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTER__SPILL_DIRECTORY", str(tmp_path / "missing"))
+    with (
+        LocalCluster(n_workers=2, slots=1) as cluster,
+        pytest.raises(ConnectionLost, match=r"local-\w+-0 \(exit status 2\), local-\w+-1 \(exit status 2\)"),
+    ):
+        Client(cluster)
+    said = capfd.readouterr().err
+    assert "it cannot be made (No such file or directory)" in said
+    assert "spill_directory" in said
+
+
 def test_a_closed_local_cluster_leaves_no_process_and_can_be_closed_again() -> None:
     cluster = LocalCluster(n_workers=2, threads_per_worker=1)
     with Client(cluster) as client:
