@@ -2,6 +2,7 @@
 
 `dump_exception` gives `(data, details)`. `data` is a value (payload.py), empty if the exception cannot be rebuilt: a
 list `[exception, is_cause, exception, is_cause, …]` of it, and what it was raised from (`is_cause` true) or during.
+What in an exception is large or cannot be pickled is left out, and a note of it says so; it keeps its class.
 `details` is text by name, each bounded:
 
     type        the class's full name, "builtins." left out
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -24,6 +25,8 @@ from cluster.errors import RemoteError, SerializationError
 from cluster.wire.payload import dumps, loads
 
 DATA_LIMIT_BYTES = 1 << 20
+MEMBER_LIMIT_BYTES = 1 << 17
+"""Where something has to be left out, what is larger is."""
 TEXT_LIMIT_BYTES = 65536
 MESSAGE_LIMIT_BYTES = 8192
 CHAIN_LIMIT = 8
@@ -79,18 +82,45 @@ def _rebuild(kind: type[BaseException], arguments: tuple[Any, ...], state: dict[
     return error
 
 
-class _Rebuilt:
-    """Pickles to the exception, made without its `__init__`."""
+class LeftOut:
+    """Stands among an exception's arguments for one that was left out, and looks like it."""
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, text: str, shown: str) -> None:
+        self._text = text
+        self._shown = shown
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return self._shown
+
+
+class _Rebuilt:
+    """Pickles to the exception, made without its `__init__`; `bare`: without what is large or cannot be pickled."""
+
+    def __init__(self, error: BaseException, bare: bool = False) -> None:
         self.error = error
+        self.bare = bare
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self.error
-        arguments = error.args
+        arguments, state = error.args, dict(error.__dict__)
+        left_out: list[str] = []
+        if self.bare:
+            for name in [name for name, member in state.items() if not _travels(member)]:
+                left_out.append(f".{name} ({type(state.pop(name)).__qualname__})")
         if isinstance(error, BaseExceptionGroup):
             arguments = error.message, [_stand_in(member) for member in error.exceptions]
-        return _rebuild, (type(error), arguments, dict(error.__dict__))
+        elif self.bare:
+            for place, argument in enumerate(error.args):
+                if not _travels(argument):
+                    left_out.append(f"args[{place}] ({type(argument).__qualname__})")
+                    looks = [_bounded(_text(argument, make), MESSAGE_LIMIT_BYTES) for make in (str, repr)]
+                    arguments = (*arguments[:place], LeftOut(*looks), *arguments[place + 1 :])
+        if left_out:
+            state["__notes__"] = [*state.get("__notes__", ()), f"left out on its way here: {', '.join(left_out)}"]
+        return _rebuild, (type(error), arguments, state)
 
 
 def _origin(error: BaseException) -> tuple[BaseException | None, bool]:
@@ -145,24 +175,39 @@ def _bare(error: BaseException) -> Iterator[None]:
 
 
 def _picklable(error: BaseException) -> BaseException | _Rebuilt | None:
-    """The exception itself if a pickle brings it back as it is; else what rebuilds it; None if nothing does."""
-    for candidate in (error, _Rebuilt(error)):
+    """The exception itself if a pickle brings it back as it is; else what rebuilds it; None if nothing does.
+
+    It may lack members that cannot travel, but not its class, and not what it says.
+    """
+    text = _bounded(_message(error), MESSAGE_LIMIT_BYTES)
+    for candidate in (error, _Rebuilt(error), _Rebuilt(error, bare=True)):
         try:
             encoded = dumps(candidate)
             if encoded.nbytes > DATA_LIMIT_BYTES:
-                return None
+                continue
             loaded = loads(encoded.to_bytes())
         except Exception:  # any class may fail in its own way; the text is then all that travels
             continue
-        if type(loaded) is type(error) and _message(loaded) == _message(error):
+        if type(loaded) is type(error) and _bounded(_message(loaded), MESSAGE_LIMIT_BYTES) == text:
             return candidate
     return None
 
 
+def _travels(member: object) -> bool:
+    """Whether a pickle brings a member of an exception back, and is not large."""
+    try:
+        encoded = dumps(member)
+        if encoded.nbytes > MEMBER_LIMIT_BYTES:
+            return False
+        loads(encoded.to_bytes())
+    except Exception:  # any class may fail in its own way
+        return False
+    return True
+
+
 def _stand_in(error: BaseException) -> BaseException | _Rebuilt:
     """What travels for an exception that comes along with another: itself, or at least what it says."""
-    text = _bounded(_message(error), MESSAGE_LIMIT_BYTES)
-    return _picklable(error) or RemoteError(_type_name(type(error)), text)
+    return _picklable(error) or RemoteError(_type_name(type(error)), _bounded(_message(error), MESSAGE_LIMIT_BYTES))
 
 
 def _load_chain(data: bytes | memoryview) -> BaseException | None:
@@ -201,8 +246,12 @@ def _type_name(kind: type[BaseException]) -> str:
 
 
 def _message(error: BaseException) -> str:
+    return _text(error, str)
+
+
+def _text(value: object, make: Callable[[object], str]) -> str:
     try:
-        return str(error)
+        return make(value)
     except Exception as failure:  # a class whose text cannot be made still has to be reported
         return f"<its text could not be made: {type(failure).__name__}>"
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import RemoteError, StoreFull, TaskDied
@@ -47,6 +48,17 @@ class HoldsALock(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.lock = threading.Lock()
+
+
+class SpeaksOfItsLock(HoldsALock):
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {'locked' if self.lock.locked() else 'unlocked'}"
+
+
+class HoldsItsData(Exception):
+    def __init__(self, data: Any, text: str) -> None:
+        super().__init__(text)
+        self.data = data
 
 
 class TextFails(Exception):
@@ -142,14 +154,14 @@ def test_what_an_exception_was_raised_from_comes_along() -> None:
 def test_a_cause_that_cannot_travel_is_there_by_its_text() -> None:
     try:
         try:
-            raise HoldsALock("inner")
-        except HoldsALock as error:
+            raise SpeaksOfItsLock("inner")
+        except SpeaksOfItsLock as error:
             raise ValueError("outer") from error
     except ValueError as error:
         back = load_exception(*dump_exception(error))
     assert type(back) is ValueError
     assert isinstance(back.__cause__, RemoteError)
-    assert back.__cause__.text == "inner"
+    assert back.__cause__.text == "inner: unlocked"
     assert "inner" in back.__notes__[0]
 
 
@@ -167,11 +179,40 @@ def test_a_group_comes_back_with_its_members() -> None:
     one, two, three = back.exceptions[0].exceptions
     assert isinstance(two, NeedsTwo)
     assert [str(one), str(two)] == ["a", "code 1 at b"]
-    assert isinstance(three, RemoteError)
-    assert three.text == "c"
+    assert isinstance(three, HoldsALock)
+    assert str(three) == "c"
 
 
-@pytest.mark.parametrize("error", [HoldsALock("has a lock"), ValueError(b"x" * (2 << 20))], ids=["lock", "huge"])
+@pytest.mark.parametrize(
+    ("error", "left_out"),
+    [
+        (HoldsALock("has a lock"), ".lock (lock)"),
+        (HoldsItsData(np.zeros(1_000_000), "beside it"), ".data (ndarray)"),
+        (ValueError(np.zeros(1_000_000)), "args[0] (ndarray)"),
+        (ValueError(b"x" * (2 << 20)), "args[0] (bytes)"),
+        (KeyError("k" * (2 << 20)), "args[0] (str)"),
+        (LookupError(np.zeros(1_000_000), 5, threading.Lock), "args[0] (ndarray)"),
+        (RuntimeError(threading.Lock()), "args[0] (lock)"),
+    ],
+)
+def test_what_is_large_or_cannot_be_pickled_is_left_out_and_the_class_stays(error: Exception, left_out: str) -> None:
+    data, details = dump_exception(raised(error))
+    assert 0 < len(data) < 20_000
+    back = load_exception(data, details)
+    assert type(back) is type(error)
+    assert str(back)[:300] == str(error)[:300]
+    assert f"left out on its way here: {left_out}" in back.__notes__
+    assert "Traceback" in back.__notes__[-1]
+    assert load_exception(*dump_exception(back)).__notes__[0] == back.__notes__[0]
+
+
+def test_a_group_with_a_large_member_comes_back_with_it() -> None:
+    back = there_and_back(ExceptionGroup("g", [HoldsItsData(np.zeros(1_000_000), "large"), TypeError("small")]))
+    assert isinstance(back, ExceptionGroup)
+    assert [type(each) for each in back.exceptions] == [HoldsItsData, TypeError]
+
+
+@pytest.mark.parametrize("error", [SpeaksOfItsLock("it is"), ValueError("a", b"x" * (2 << 20))], ids=["lock", "huge"])
 def test_what_cannot_travel_comes_back_readable(error: Exception) -> None:
     data, details = dump_exception(raised(error))
     assert data == b""
