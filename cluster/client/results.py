@@ -75,7 +75,7 @@ class Results:
             data = self._session.table.value(number)
             failed = data is None and self._session.state(number) == states.FAILED
         if data is not None:
-            return loads(data, bind_future=self._bind_future)
+            return self._load_at(data, 0)
         if failed:
             return Raised(self.failure(number))
         values = yield from self.values([number], deadline)
@@ -166,7 +166,7 @@ class Results:
         missing = []
         for at in elsewhere:
             if numbers[at] in data:
-                found[at] = self._load(data[numbers[at]])
+                found[at] = self._load_at(data[numbers[at]], at)
             else:
                 missing.append(at)
         return missing
@@ -189,7 +189,7 @@ class Results:
             with self._driver.guard():
                 state, data = table.state(number), table.value(number)
             if data is not None:
-                found[at] = self._load(data)
+                found[at] = self._load_at(data, at)
             elif state == states.OFFERED:
                 found[at] = self._submission.offered(number)
             elif state != states.FAILED:
@@ -209,7 +209,12 @@ class Results:
                 pieces = self._session.table.page_values(number, count)
             if pieces is not None:
                 load = self._load
-                found[at : at + count] = [load(piece) for piece in pieces if piece is not None]
+                try:
+                    found[at : at + count] = [load(piece) for piece in pieces if piece is not None]
+                except Exception:
+                    for place, piece in enumerate(pieces, at):
+                        self._load_at(piece or b"", place)  # the one that fails says which it is
+                    raise
             else:
                 further = self._take_each(numbers, range(at, at + count), found, errors)
                 if isinstance(further, Raised):
@@ -222,6 +227,15 @@ class Results:
         if type(data) is bytes and data[0] == 0x80 and _NAMES_PAYLOAD not in data:
             return pickle.loads(data)
         return loads(data, bind_future=self._bind_future)
+
+    def _load_at(self, data: bytes | memoryview, at: int) -> Any:
+        """Make a value of its bytes; `at` is its place among those that were asked for."""
+        try:
+            return self._load(data)
+        except Exception as error:
+            which = f"value {at} of those that were asked for" if at else "a value that was asked for"
+            error.add_note(f"raised in this process, while {which} was loaded: the task itself has succeeded")
+            raise
 
     def _locate(self, numbers: list[int], deadline: float | None) -> Operation[list[Place]]:
         with self._driver.guard():

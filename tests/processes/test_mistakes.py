@@ -107,14 +107,27 @@ def make_what_loads_nowhere() -> LoadsNowhere:
     return LoadsNowhere()
 
 
+def make_what_loads_nowhere_at(index: int, bad: int) -> Any:
+    return LoadsNowhere() if index == bad else index
+
+
 def test_a_value_that_cannot_be_loaded_fails_its_readers_alone(client: Client) -> None:
     with pytest.raises(ValueError, match="no 7"):
         client.submit(count, LoadsNowhere()).result(10)
     made = client.submit(make_what_loads_nowhere)
     with pytest.raises(ValueError, match="no 7"):
         client.submit(count, made).result(10)
-    with pytest.raises(ValueError, match="no 7"):
+    with pytest.raises(ValueError, match="no 7") as caught:
         made.result(10)
+    assert "in this process, while a value that was asked for was loaded" in caught.value.__notes__[0]
+    good = client.map(inc, range(3))
+    with pytest.raises(ValueError, match="no 7") as caught:
+        client.gather([*good, made], timeout=10)
+    assert "while value 3 of those that were asked for was loaded" in caught.value.__notes__[0]
+    sequence = client.map(make_what_loads_nowhere_at, range(5), [3] * 5)
+    with pytest.raises(ValueError, match="no 7") as caught:
+        client.gather(sequence, timeout=10)
+    assert "while value 3 of those" in caught.value.__notes__[0]
     assert client.gather(client.map(inc, range(10)), timeout=10) == list(range(1, 11))
 
 
