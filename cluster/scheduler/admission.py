@@ -11,7 +11,8 @@ admitted when what it makes, and the inputs that must be moved for it, fit as we
   one cannot stop another's producers.
 - The world never stops. When nothing of the client runs at the worker, and nothing is being moved or spilled there, the
   first task that uses values up, or makes the last one that another task waits for, is admitted whatever it needs. Any
-  other is when nothing of the client runs anywhere: as long as something does, its end may make room.
+  other is when nothing of the client runs anywhere: as long as something does, its end may make room. Not for one that
+  needs more than an empty worker's budget: that is admitted where it fits into the memory limit with what is there.
 - Where an input was refused, since neither memory nor disk had room for it, a task waits for better (`refusals.py`).
 - Nothing is known of a function until its first result has come. Until then its tasks are granted to free slots only,
   and where there is any room at all.
@@ -101,7 +102,9 @@ def is_held_back(ledger: Ledger, row: int, worker: WorkerRecord, now: float) -> 
         brought = need - made
         if not brought or memory.used_bytes(worker.held_bytes) + need <= BRINGING_SHARE * memory.limit_bytes:
             return False
-    return not (stands_still(worker, run.client.identity, now) and _helps(ledger, row, run))
+    return not (
+        stands_still(worker, run.client.identity, now) and (_waits_in_vain(worker, need) or _helps(ledger, row, run))
+    )
 
 
 def stands_still(worker: WorkerRecord, client: bytes, now: float) -> bool:
@@ -115,6 +118,12 @@ def stands_still(worker: WorkerRecord, client: bytes, now: float) -> bool:
         and not (grant.run.makes_actor or grant.run.calls_actor)
         for attempt, grant in worker.grants.items()
     )
+
+
+def _waits_in_vain(worker: WorkerRecord, need: int) -> bool:
+    """Whether a task finds no room at a worker however much goes there, and yet its memory is large enough."""
+    memory = worker.memory
+    return need > memory.full_budget_bytes and memory.used_bytes(worker.held_bytes) + need <= memory.limit_bytes
 
 
 def _helps(ledger: Ledger, row: int, run: Run) -> bool:
@@ -191,6 +200,8 @@ class Admission:
                 return None
 
             def helps(row: int) -> bool:
+                if _waits_in_vain(worker, made or 0):
+                    return True
                 if row not in self._no_help and _helps(self._ledger, row, run):
                     return True
                 self._no_help.add(row)

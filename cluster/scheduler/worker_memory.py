@@ -45,13 +45,18 @@ class WorkerMemory:
         self.spilling_since = -math.inf
 
     @property
+    def full_budget_bytes(self) -> float:
+        """What values may take here when slots hold little."""
+        return BUDGET_SHARE * self.limit_bytes if self.limit_bytes > 0 else math.inf
+
+    @property
     def budget_bytes(self) -> float:
         """What values may take here, those promised and on their way among them."""
         limit = self.limit_bytes
         if limit <= 0:
             return math.inf
         beyond = max(0.0, self.slot_bytes - (1.0 - BUDGET_SHARE) * limit)
-        return max(BUDGET_SHARE * limit - beyond, LEAST_BUDGET_SHARE * limit)
+        return max(self.full_budget_bytes - beyond, LEAST_BUDGET_SHARE * limit)
 
     def reported(self, report: dict[str, Any], now: float) -> None:
         """Take in what the agent says; what it does not say is not known, and counts as nothing."""

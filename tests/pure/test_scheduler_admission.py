@@ -267,6 +267,20 @@ def test_memory_is_what_the_user_says_and_not_what_was_learned(dialogue: Dialogu
     assert len(rows(granted(worker))) == 3
 
 
+def test_of_tasks_that_need_more_than_a_budget_one_runs_at_each_worker(dialogue: Dialogue) -> None:
+    client, one, two = dialogue.client(), dialogue.worker("one", slots=2), dialogue.worker("two", slots=2)
+    client.submit(6, function="make", memory_bytes=700 * MIB)
+    first, second = one.grant(), two.grant()
+    one.hears_nothing()
+    two.hears_nothing()
+    one.done(first, nbytes=8)
+    assert len(rows(granted(one))) == 1
+    two.done(second, nbytes=400 * MIB)
+    dialogue.wait(0.2)
+    two.hears_nothing()
+    client.inbox.clear()
+
+
 def test_what_is_on_disk_and_what_slots_hold_count_as_reported(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=8)
     learn(dialogue, client, worker, "make", 100 * MIB)
