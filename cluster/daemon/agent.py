@@ -93,14 +93,9 @@ class AgentDaemon:
             fast_paths=wanted,
             on_forget=self._forget_segment,
         )
-        spill_parent = settings.spill_directory or default_spill_parent(Path(tempfile.gettempdir()))
         self._spill_quota_bytes = settings.spill_quota_bytes
-        if settings.spill_directory is None and lies_in_memory(spill_parent):
-            self._spill_quota_bytes = -1
-            logger.warning("values cannot go to disk, since %s lies in memory: set spill_directory", spill_parent)
         try:
-            check_compression(settings.spill_compression or "")
-            self._spiller = Spiller(spill_parent, self.feed, self._store.note_moved, fast_paths=wanted)
+            self._spiller = self._make_spiller()
         except BaseException:
             self._store.close()
             raise
@@ -161,6 +156,15 @@ class AgentDaemon:
             events.Say: lambda effect: logger.warning("%s", effect.text),
             events.Close: self._close,
         }
+
+    def _make_spiller(self) -> Spiller:
+        settings = self._settings
+        parent = settings.spill_directory or default_spill_parent(Path(tempfile.gettempdir()))
+        if settings.spill_directory is None and lies_in_memory(parent):
+            self._spill_quota_bytes = -1
+            logger.warning("values cannot go to disk, since %s lies in memory: set spill_directory", parent)
+        check_compression(settings.spill_compression or "")
+        return Spiller(parent, self.feed, self._store.note_moved, fast_paths=settings.fast_paths)
 
     # ------------------------------------------------------------------ life
 

@@ -52,7 +52,7 @@ def room_bytes(worker: WorkerRecord, client: bytes) -> float:
 
 def made_bytes(run: Run) -> int | None:
     """What a task of a run makes, or needs; None when nobody knows yet."""
-    return run.memory_bytes or run.output_sizes.estimate_bytes
+    return run.memory_bytes or run.output_sizes.taken_bytes
 
 
 def need_bytes(ledger: Ledger, row: int, worker: WorkerRecord) -> int:

@@ -224,7 +224,7 @@ def _ready(ledger: Ledger, row: int, run: Run, now: float) -> list[Reason]:
 
 def _memory(run: Run) -> list[Reason]:
     """What is known of the memory that it takes, if that is worth a line."""
-    worth_it = run.memory_bytes or run.output_sizes.estimate_bytes
+    worth_it = run.memory_bytes or run.output_sizes.taken_bytes
     return [Reason("estimate", estimate(run))] if worth_it else []
 
 

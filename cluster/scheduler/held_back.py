@@ -26,6 +26,8 @@ def estimate(run: Run) -> str:
         return f"it asks for {format_bytes(run.memory_bytes)}"
     made = run.output_sizes.estimate_bytes
     name = run.label if run.function is None else run.function.name
+    if run.output_sizes.need_bytes:
+        return f"a task of {name} was ended for the {format_bytes(run.output_sizes.need_bytes)} that it took"
     if made is None:
         return f"what {name} makes is not known yet, since none has ended"
     return f"{name} makes about {format_bytes(made)}" if made else f"{name} makes next to nothing"

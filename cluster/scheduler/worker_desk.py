@@ -273,6 +273,7 @@ class WorkerDesk:
             details["remedy"] = "release values that are no longer needed, or give spilled ones more room on disk"
         elif message.kind == "died":
             self._note(worker, "task_died", row, run, details)
+            self._learn_need(run, details)
             deaths = ledger.deaths[row] = ledger.deaths.get(row, 0) + 1
             details["attempts"] = deaths
             if deaths < _deaths_allowed(run, details):
@@ -295,6 +296,22 @@ class WorkerDesk:
     def _note(self, worker: WorkerRecord, kind: str, row: int, run: Run, details: dict[str, Any]) -> None:
         said = f"{details.get('type', 'error')}: {details.get('message', '')}"
         self.ledger.events.note_task(kind, run.label, self.ledger.key(row), f"on {worker.name}: {said}")
+
+    def _learn_need(self, run: Run, details: dict[str, Any]) -> None:
+        """If a task was ended for what it took, and would have fitted into the worker's memory alone: its like count
+        with as much from now on, those that run too, so that it is not beside them when it is tried again."""
+        nbytes = int(details.get("needed_bytes") or 0)
+        if not 0 < nbytes <= int(details.get("memory_limit_bytes") or 0):
+            return
+        if run.memory_bytes:
+            run.memory_bytes = max(run.memory_bytes, nbytes)
+        else:
+            run.output_sizes.observe_need(nbytes)
+        for worker in self.ledger.workers.values():
+            for grant in worker.grants.values():
+                same_sizes = grant.run.output_sizes is run.output_sizes and not grant.run.memory_bytes
+                if grant.run is run or (same_sizes and not run.memory_bytes):
+                    worker.expect_more(grant, nbytes)
 
     def actor_ended(self, worker: WorkerRecord, message: messages.ActorEnded) -> None:
         """An actor's process has ended, and nobody had told it to."""

@@ -34,7 +34,7 @@ class GrantRecord:
         self.seconds_each = seconds_each
         self.lead_each = lead_each  # the same, but no more than the lead: a long task takes one slot's lead, not all
         self.granted_at = granted_at
-        self.bytes_each = run.memory_bytes or run.output_sizes.estimate_bytes or 0
+        self.bytes_each = run.memory_bytes or run.output_sizes.taken_bytes or 0
         self.coming: list[int] = []  # rows of inputs that are brought to the worker for it
         self.charged = False  # its one task was charged with the end of a worker
         # An actor lives beside the slots, and so do coroutines, which mostly wait.
@@ -137,6 +137,12 @@ class WorkerRecord:
             self.memory.promise(grant.run.client.identity, grant.left * grant.bytes_each)
         for name, amount in grant_resources(grant):
             self.available[name] -= amount * grant.left
+
+    def expect_more(self, grant: GrantRecord, nbytes: int) -> None:
+        """Each task of a grant takes so much, if not more."""
+        if nbytes > grant.bytes_each:
+            self.memory.promise(grant.run.client.identity, grant.left * (nbytes - grant.bytes_each))
+            grant.bytes_each = nbytes
 
     def suspend(self, attempt: int, row: int) -> None:
         """A task of a grant waits for others: it takes no slot."""

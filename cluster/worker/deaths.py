@@ -53,6 +53,7 @@ def details_of_death(
         details |= {
             "out_of_memory_by": "worker",
             "peak_memory_bytes": max(end.peak_memory_bytes, memory.nbytes),
+            "needed_bytes": memory.nbytes // (1 + beside),
             "used_bytes": memory.used_bytes,
             "memory_limit_bytes": memory.limit_bytes,
         }

@@ -96,6 +96,22 @@ def test_a_task_that_needs_more_than_there_is_fails_alone_with_the_figures(clust
     assert client.gather(other) == list(range(100, 0, -1))
 
 
+def use_for_a_while(mebibytes: int) -> int:
+    held = np.ones(mebibytes * MIB, np.uint8)
+    ctypes.CDLL(None).usleep(1_500_000)
+    return len(held)
+
+
+@pytest.mark.parametrize("memory", [None, "10MB"])
+def test_tasks_that_do_not_fit_beside_each_other_end_one_after_the_other(
+    cluster: WholeCluster, memory: str | None
+) -> None:
+    client = start(cluster, "500MB", slots=2)
+    results = client.options(memory=memory).map(use_for_a_while, [300] * 4)
+    assert client.gather(results, timeout=60) == [300 * MIB] * 4
+    assert any("slot died" in str(result.story()) for result in results), "two of them began side by side"
+
+
 def is_place_left_alone() -> bool:
     """Whether a large piece of the heap is where the one before it was, though small ones were asked for meanwhile."""
     libc = ctypes.CDLL(None)

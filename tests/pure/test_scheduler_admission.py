@@ -281,6 +281,55 @@ def test_of_tasks_that_need_more_than_a_budget_one_runs_at_each_worker(dialogue:
     client.inbox.clear()
 
 
+def ended_for_memory(worker: WorkerSide, grant: messages.Grant, row: int, nbytes: int) -> None:
+    details = {"out_of_memory_by": "worker", "needed_bytes": nbytes, "memory_limit_bytes": LIMIT, "message": "too much"}
+    worker.run_failed(grant, "died", row, **details)
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_bytes": MIB}])
+def test_what_was_ended_for_its_memory_runs_again_when_there_is_room_for_as_much(
+    dialogue: Dialogue, options: dict[str, Any]
+) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=3)
+    client.submit(40, function="make", **options)
+    grants = granted(worker)
+    begun = {row: grant for grant in grants for row in rows([grant])}
+    one, two, three = list(begun)[:3]
+    for row in list(begun)[3:]:
+        worker.done(begun[row], [row], nbytes=8)
+    ended_for_memory(worker, begun[one], one, 400 * MIB)
+    assert not granted(worker), "two others run that may take as much"
+    worker.done(begun[two], [two], nbytes=8)
+    assert not granted(worker)
+    worker.done(begun[three], [three], nbytes=8)
+    assert len(rows(granted(worker))) == 1
+    client.inbox.clear()
+
+
+def test_what_was_learned_of_a_task_that_was_ended_is_forgotten_after_some_results(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=2)
+    client.submit(60, function="make")
+    (grant,) = granted(worker)
+    one, two = rows([grant])
+    ended_for_memory(worker, grant, one, 400 * MIB)
+    worker.done(grant, [two], nbytes=8)
+    for _ in range(15):
+        (grant,) = granted(worker)
+        assert len(rows([grant])) == 1
+        worker.done(grant, nbytes=8)
+    assert len(rows(granted(worker))) > 1
+    client.inbox.clear()
+
+
+def test_a_task_that_no_worker_has_memory_for_holds_nobody_back(dialogue: Dialogue) -> None:
+    client, worker = dialogue.client(), dialogue.worker(slots=2)
+    client.submit(10, function="make")
+    (grant,) = granted(worker)
+    ended_for_memory(worker, grant, rows([grant])[0], LIMIT + MIB)
+    assert rows(granted(worker)), "it is tried once more, beside the other"
+    client.inbox.clear()
+
+
 def test_what_is_on_disk_and_what_slots_hold_count_as_reported(dialogue: Dialogue) -> None:
     client, worker = dialogue.client(), dialogue.worker(slots=8)
     learn(dialogue, client, worker, "make", 100 * MIB)
