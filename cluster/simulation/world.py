@@ -227,6 +227,7 @@ class World:
             self.clock.now + LONGEST_SECONDS,
             lambda: all(client.session.has_room for client in self.clients if client.alive),
         )
+        self._run_until(self.clock.now + 1.0, lambda: False)
         self._run_out()  # what then came, too
         self._run_until(self.clock.now + 1.0, lambda: False)
 
