@@ -128,8 +128,8 @@ def events(follow: bool, address: str | None, directory: Path | None, as_json: b
     JSON: events [{number, time (ISO 8601), kind, subject, text, count}]. With --follow each event is a document of
     its own on a line of its own.
     Kinds: worker_joined, worker_refused, worker_silent, worker_lost, worker_draining, worker_left, store_full,
-    memory_full, memory_free, value_lost, client_joined, client_left, client_lost, client_given_up, task_died,
-    task_failed.
+    memory_full, memory_free, push_waits, value_lost, client_joined, client_left, client_lost, client_given_up,
+    task_died, task_failed.
 
     Failures of one label within ten seconds are one event; its count says how many, its text is the last one's. When
     it is counted further, it is printed again.

@@ -27,7 +27,7 @@ from cluster.client.output import TaskOutputs
 from cluster.client.progress import ProgressDisplays
 from cluster.client.providers import LocalClusterLike, client_type_for
 from cluster.client.results import SKIPPED
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, StoreFull
 from cluster.ids import task_key
 from cluster.session import table as states
 from cluster.session.table import Numbers
@@ -383,9 +383,11 @@ class Client(
         numbers = range(first, first + len(values))
         futures = [self._future_type(self, number, origin, self._drop) for number in numbers]
         try:
-            yield from self._ask("scattered", [first, len(values), list(names)])
+            no_room = yield from self._ask("scattered", [first, len(values), list(names)])
         finally:
             self._submission.drop_bytes(numbers)
+        if no_room:
+            raise StoreFull(no_room)
         return futures
 
     def _encode(self, values: list[Any]) -> tuple[list[Encoded | None], list[int], list[list[Any]]]:

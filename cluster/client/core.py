@@ -245,9 +245,9 @@ class ClientCore:
     def _forget_offered(self, numbers: Sequence[int]) -> None:
         self._submission.forget(numbers)
 
-    def _pushed(self, number: int, address: str, error: str) -> None:
+    def _pushed(self, number: int, address: str, error: str, full: bool) -> None:
         with self._driver.guard():
-            self._session.pushed(number, address, error)
+            self._session.pushed(number, address, error, full=full)
         self._driver.send()
 
     def _push_refused(self, number: int, address: str, message: str, remedy: str) -> None:

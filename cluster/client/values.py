@@ -44,6 +44,8 @@ SILENCE_LIMIT_SECONDS = 30.0
 """An agent from which nothing comes for so long during a transfer is given up."""
 VALUES_A_REQUEST = 4096
 INLINE_PUT_BYTES = 1 << 20
+ASKED_PUT_BYTES = 16 << 20
+"""Before more is sent the agent is asked whether it has room; less costs hardly more than the question."""
 IDLE_CONNECTIONS = 4
 
 Buffer = bytes | memoryview
@@ -293,7 +295,7 @@ class Pusher:
         connections: AgentConnections,
         segments: OwnSegments,
         encode: Callable[[int], OfferedBytes | None],
-        pushed: Callable[[int, str, str], None],
+        pushed: Callable[[int, str, str, bool], None],
         refused: Callable[[int, str, str, str], None],
     ) -> None:
         self._connections = connections
@@ -320,8 +322,9 @@ class Pusher:
 
     def _serve(self, address: str, queue: SimpleQueue[PushValue | None]) -> None:
         while (order := self._next(queue)) is not None:
+            full = False
             try:
-                error = self._put(address, order)
+                error, full = self._put(address, order)
             except ArgumentChanged as changed:
                 self._refused(order.number, address, str(changed), changed.remedy)
                 continue
@@ -329,7 +332,7 @@ class Pusher:
                 error = str(failure)
             except Exception as failure:  # an object's own pickling code may raise anything
                 error = f"{type(failure).__name__}: {failure}"
-            self._pushed(order.number, address, error)
+            self._pushed(order.number, address, error, full)
 
     def _next(self, queue: SimpleQueue[PushValue | None]) -> PushValue | None:
         while True:
@@ -338,21 +341,23 @@ class Pusher:
             except Empty:
                 self._segments.look()
 
-    def _put(self, address: str, order: PushValue) -> str:
+    def _put(self, address: str, order: PushValue) -> tuple[str, bool]:
+        """What went wrong, and whether it is that the worker has no room now."""
         offered = self._encode(order.number)
         if offered is None:
-            return "the client no longer holds this value"
+            return "the client no longer holds this value", False
         connection = self._connections.take(address)
         try:
             answer = self._put_segment(connection, order, offered) or self._put_bytes(connection, order, offered)
-        except ArgumentChanged:  # nothing was sent
-            self._connections.give_back(address, connection)
+        except ArgumentChanged:
+            if not connection.closed:
+                self._connections.give_back(address, connection)
             raise
         except BaseException:
             connection.close()
             raise
         self._connections.give_back(address, connection)
-        return answer.error
+        return answer.error, answer.full
 
     def _put_segment(
         self, connection: BlockingConnection, order: PushValue, offered: OfferedBytes
@@ -376,10 +381,21 @@ class Pusher:
         return None if answer.error else answer
 
     def _put_bytes(self, connection: BlockingConnection, order: PushValue, offered: OfferedBytes) -> messages.PutDone:
-        encoded = offered.checked()
-        if encoded.nbytes <= INLINE_PUT_BYTES:
-            connection.send(messages.PutValue(order.row, order.attempt, encoded.nbytes, encoded.to_bytes()))
-        else:
-            frame = frames.encode(messages.PutValue(order.row, order.attempt, encoded.nbytes, b""))
-            connection.send_bytes(frame, *encoded.parts)
+        nbytes = offered.encoded.nbytes
+        if nbytes <= INLINE_PUT_BYTES:
+            data = offered.checked().to_bytes()
+            connection.send(messages.PutValue(order.row, order.attempt, nbytes, data))
+            return connection.receive_one(messages.PutDone, SILENCE_LIMIT_SECONDS)
+        if nbytes > ASKED_PUT_BYTES:
+            connection.send(messages.PutRequest(order.row, order.attempt, nbytes))
+            answer = connection.receive_one((messages.PutReady, messages.PutDone), SILENCE_LIMIT_SECONDS)
+            if isinstance(answer, messages.PutDone):
+                return answer
+        try:
+            encoded = offered.checked()
+        except ArgumentChanged:
+            connection.close()  # the agent may wait for it there
+            raise
+        frame = frames.encode(messages.PutValue(order.row, order.attempt, nbytes, b""))
+        connection.send_bytes(frame, *encoded.parts)
         return connection.receive_one(messages.PutDone, SILENCE_LIMIT_SECONDS)

@@ -42,6 +42,7 @@ from cluster.transport.tcp import Connection, Listener, connect, listen
 from cluster.wire.task_output import Piece
 from cluster.worker import events
 from cluster.worker.events import Event
+from cluster.worker.incoming import IncomingSegments
 from cluster.worker.machine import Agent, AgentIdentity
 
 __all__ = ["AgentDaemon", "AgentOptions"]
@@ -119,11 +120,10 @@ class AgentDaemon:
         self._events: deque[Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
-        self._server = PeerServer(self._store, self.feed, fast_paths=wanted)
-        self._links = PeerLinks(secret, self._store, self.feed, fast_paths=wanted)
-        self._memory_kills = MemoryKills()
-        self._joined = False
-        self._exit_status = 0
+        incoming = IncomingSegments(self.feed)
+        self._server = PeerServer(self._store, incoming, self.feed, fast_paths=wanted)
+        self._links = PeerLinks(secret, self._store, incoming, self.feed, fast_paths=wanted)
+        self._memory_kills, self._joined = MemoryKills(), False
         self._perform: dict[type[Any], Callable[[Any], object]] = {
             events.ToScheduler: self._to_scheduler,
             events.GiveTasks: lambda effect: self._slots[effect.slot].give(effect),
@@ -140,6 +140,7 @@ class AgentDaemon:
             events.NoteSent: self._server.note_sent,
             events.FetchFrom: self._links.fetch,
             events.GiveUpFetch: self._links.give_up,
+            events.AnswerRoom: incoming.answer,
             events.CreateSegment: self._create_segment,
             events.ShrinkSegments: lambda effect: self._store.shrink(effect.nbytes),
             **self._spiller.performers,

@@ -35,6 +35,7 @@ from cluster.worker.events import (
     ValueNotFetched,
     ValuePut,
 )
+from cluster.worker.incoming import IncomingSegments
 from cluster.worker.pieces import IN_MESSAGE_BYTES, PIECES_AHEAD
 
 __all__ = ["PeerLinks", "PeerServer"]
@@ -49,40 +50,24 @@ Feed = Callable[[Event], None]
 _Answer: TypeAlias = ToPeer | ServeSegment | OutgoingPiece | NoteSent
 
 
-def receive_into_segment(connection: Connection, store: Store, nbytes: int, then: Callable[[str, str], None]) -> None:
-    """Read the raw bytes that a message announced into a new segment; `then(path, "")`, or `then("", reason)` if there
-    is no room (the bytes are thrown away). Not called if the connection ends; the segment is removed then."""
+class _Push:
+    """A value over 1 MiB that a peer pushes; a connection has one at a time, as its context."""
 
-    def created(path: str, reason: str) -> None:
-        if connection.closed:
-            if path:
-                store.remove(path)
-            return
-        if not path:
-            connection.receive_raw(None, lambda: then("", reason))
-            return
-        segment = open_segment(path, os.O_RDWR)
-        try:
-            view = memoryview(mmap.mmap(segment, nbytes))
-        finally:
-            os.close(segment)
-        connection.context = path  # what is to be removed if the connection ends half-way
+    __slots__ = ("asked", "name", "path")
 
-        def arrived() -> None:
-            connection.context = None
-            then(path, "")
-
-        connection.receive_raw(view, arrived)
-
-    store.create(nbytes, created)
+    def __init__(self, name: tuple[int, int, int]) -> None:
+        self.name = name  # row, attempt, size
+        self.asked = 0  # the number under which a segment was asked for
+        self.path = ""
 
 
 class PeerServer:
     """The connections that came in: peers that ask for values or push some."""
 
-    def __init__(self, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
+    def __init__(self, store: Store, segments: IncomingSegments, feed: Feed, *, fast_paths: bool = True) -> None:
         self._fast_paths = fast_paths
         self._store = store
+        self._segments = segments
         self._hosts = PeerHosts(store, fast_paths)
         self._feed = feed
         self._connections: dict[int, Connection] = {}
@@ -101,8 +86,11 @@ class PeerServer:
 
     def closed(self, connection: Connection, reason: str) -> None:
         """A peer has gone."""
-        if connection.context:
-            self._store.remove(connection.context)
+        push: _Push | None = connection.context
+        if push is not None:
+            self._segments.withdraw(push.asked)
+            if push.path:
+                self._segments.give_back(push.path)
         number = self._numbers.pop(connection)
         del self._connections[number]
         for waiting in self._held_back.pop(number, ()):
@@ -123,6 +111,9 @@ class PeerServer:
         number = self._numbers[connection]
         if isinstance(message, messages.PutValue) and not message.data:
             self._receive_put(connection, number, message)
+        elif isinstance(message, messages.PutRequest):
+            ready = messages.PutReady(message.row, message.attempt)
+            self._ask_room(connection, number, message, lambda: connection.send(ready), lambda: None)
         elif isinstance(message, messages.GetPiece) and len(self._held_back.get(number, ())) >= _PIECES_WAITING:
             connection.abort("a peer asks for more pieces of values at once than an agent keeps in mind")
         elif isinstance(message, (messages.GetValues, messages.GetPiece, messages.PutValue)):
@@ -219,16 +210,55 @@ class PeerServer:
         else:
             connection.send(messages.PutDone(message.row, message.attempt, reason))
 
-    def _receive_put(self, connection: Connection, number: int, message: messages.PutValue) -> None:
-        row, attempt, nbytes, _ = message
+    def _ask_room(
+        self,
+        connection: Connection,
+        number: int,
+        message: messages.PutRequest | messages.PutValue,
+        given: Callable[[], None],
+        refused: Callable[[], None],
+    ) -> None:
+        """Ask for a segment; why there is none, the machine tells the peer."""
+        if connection.context is not None:
+            connection.abort("a peer pushes a second value before it has pushed the first")
+            return
+        row, attempt, nbytes = message[:3]
+        push = connection.context = _Push((row, attempt, nbytes))
 
-        def arrived(path: str, reason: str) -> None:
+        def answered(path: str, reason: str) -> None:
+            push.path = path
             if path:
-                self._feed(ValuePut(number, row, attempt, nbytes, path))
+                given()
             else:
-                connection.send(messages.PutDone(row, attempt, reason))
+                connection.context = None
+                refused()
 
-        receive_into_segment(connection, self._store, nbytes, arrived)
+        push.asked = self._segments.ask(number, row, attempt, nbytes, answered)
+
+    def _receive_put(self, connection: Connection, number: int, message: messages.PutValue) -> None:
+        push: _Push | None = connection.context
+        if push is not None and push.path and push.name == message[:3]:
+            self._receive(connection, number, push)
+            return
+
+        def receive() -> None:
+            self._receive(connection, number, connection.context)
+
+        self._ask_room(connection, number, message, receive, lambda: connection.receive_raw(None, lambda: None))
+
+    def _receive(self, connection: Connection, number: int, push: _Push) -> None:
+        row, attempt, nbytes = push.name
+        segment = open_segment(push.path, os.O_RDWR)
+        try:
+            view = memoryview(mmap.mmap(segment, nbytes))
+        finally:
+            os.close(segment)
+
+        def arrived() -> None:
+            connection.context = None
+            self._feed(ValuePut(number, row, attempt, nbytes, push.path))
+
+        connection.receive_raw(view, arrived)
 
 
 def _is_being_counted(answer: _Answer) -> bool:
@@ -254,11 +284,13 @@ class _Link:
 class PeerLinks:
     """The connections to other agents: one each, made when it is first needed, many values at once."""
 
-    def __init__(self, secret: bytes, store: Store, feed: Feed, *, fast_paths: bool = True) -> None:
+    def __init__(
+        self, secret: bytes, store: Store, segments: IncomingSegments, feed: Feed, *, fast_paths: bool = True
+    ) -> None:
         self._secret = secret
         self._feed = feed
         self._links: dict[str, _Link] = {}
-        self._transfers = Transfers(secret, store, feed, links=fast_paths)
+        self._transfers = Transfers(secret, store, segments, feed, links=fast_paths)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def fetch(self, effect: FetchFrom) -> None:

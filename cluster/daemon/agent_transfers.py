@@ -25,6 +25,7 @@ from cluster.transport.blocking import BlockingConnection
 from cluster.wire import frames, messages
 from cluster.wire.checksums import NO_CHECKSUM, Checksum
 from cluster.worker.events import Event, ValueFetched, ValueNotFetched
+from cluster.worker.incoming import IncomingSegments
 from cluster.worker.pieces import IncomingValue
 
 __all__ = ["Transfers"]
@@ -60,6 +61,7 @@ class _Transfer:
         self.address = address
         self.incoming = IncomingValue(row, attempt, nbytes)
         self.path = ""
+        self.asked = 0  # the number under which a segment was asked for
         self.is_link = False
         self.given_up = False
         self.connection: BlockingConnection | None = None
@@ -84,8 +86,17 @@ class Transfers:
     """All large values on their way here. With `links`, those that an agent of this host has come as links to its
     segments."""
 
-    def __init__(self, secret: bytes, store: Store, feed: Callable[[Event], None], *, links: bool = False) -> None:
+    def __init__(
+        self,
+        secret: bytes,
+        store: Store,
+        segments: IncomingSegments,
+        feed: Callable[[Event], None],
+        *,
+        links: bool = False,
+    ) -> None:
         self._store = store
+        self._segments = segments
         self._feed = feed
         self._links = links
         self._connections = _Connections(secret)
@@ -109,7 +120,7 @@ class Transfers:
         if self._links:
             self._enqueue(transfer)
         else:
-            self._make_room(transfer)
+            self._ask_room(transfer)
 
     def _found(self, transfer: _Transfer, source: str) -> None:
         """An agent on this host has the value in that segment, which needs no copy; or it has to come, without one."""
@@ -119,30 +130,35 @@ class Transfers:
         if transfer.path or transfer.given_up:
             self._ended(transfer, _Outcome("", ""))
         else:
-            self._make_room(transfer)
+            self._ask_room(transfer)
 
-    def _make_room(self, transfer: _Transfer) -> None:
-        def created(path: str, reason: str) -> None:
+    def _ask_room(self, transfer: _Transfer) -> None:
+        def answered(path: str, reason: str) -> None:
             transfer.path = path
             if self._closed:
                 return  # the store's directory goes with all that is in it
-            if path and not transfer.given_up:
+            if path:
                 self._enqueue(transfer)
             else:
                 self._ended(transfer, _Outcome("full", reason))
 
-        self._store.create(transfer.incoming.nbytes, created)
+        incoming = transfer.incoming
+        transfer.asked = self._segments.ask(-1, incoming.row, incoming.attempt, incoming.nbytes, answered)
 
     def give_up(self, row: int, attempt: int) -> None:
         """End a transfer, and forget what has come of it."""
         transfer = self._kept.pop((row, attempt), None)
         if transfer is not None:
-            self._store.remove(transfer.path)
+            self._segments.give_back(transfer.path)
             return
         transfer = self._under_way.get((row, attempt))
         if transfer is None:
             return
         transfer.give_up()
+        if transfer.asked and not transfer.path:
+            self._segments.withdraw(transfer.asked)
+            self._ended(transfer, _Outcome("lost", ""))
+            return
         waiting = self._waiting.get(transfer.address)
         if waiting and transfer in waiting:
             waiting.remove(transfer)
@@ -207,7 +223,7 @@ class Transfers:
             return
         if transfer.path:
             if transfer.given_up or outcome.kind == "full":
-                self._store.remove(transfer.path)
+                self._segments.give_back(transfer.path)
             else:
                 self._kept[row, attempt] = transfer
         reason = "nobody needs it any more" if transfer.given_up else outcome.reason

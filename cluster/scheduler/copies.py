@@ -76,6 +76,10 @@ class Copies:
         """A worker could not get a copy."""
         self._ended(worker, message.row, message.attempt, message.reason or "nobody has it any more")
 
+    def awaits(self, row: int, worker: WorkerRecord) -> bool:
+        """Whether a copy of a value is being made at that worker."""
+        return (worker.index, row, self.ledger.table.attempt[row]) in self._under_way
+
     def not_pushed(self, row: int, worker: WorkerRecord, error: str) -> None:
         """A client could not push a value to a worker."""
         self._ended(worker, row, self.ledger.table.attempt[row], error or "its client could not send it")

@@ -10,7 +10,7 @@ import math
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cluster.scheduler.held_back import estimate, held_back
+from cluster.scheduler.held_back import estimate, held_back, without_room
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.ready import Lane
 from cluster.scheduler.reasons import Reason
@@ -410,6 +410,7 @@ def _granted(ledger: Ledger, row: int, run: Run, now: float, told: Whereabouts |
         inputs = [_fetch(ledger, *entry) for entry in where["inputs"]]
         more = f" and {where['lacking'] - len(inputs)} more" if where["lacking"] > len(inputs) else ""
         why = f"{there}; it waits for {', '.join(inputs)}{more}"
+        why += f"; there is no room for that yet: {where['no_room']}" if where.get("no_room") else ""
         rows = tuple(entry[0] for entry in where["inputs"])
         return "fetching", [Reason("inputs on their way", why, "wait; see the network, or pass smaller values", rows)]
     if place == "slot" and where["ahead"] == 0:
@@ -532,7 +533,8 @@ def _fetch(ledger: Ledger, row: int, attempt: int, nbytes: int, address: str) ->
     if known and row in ledger.spreads:
         return f"{name} ({format_bytes(nbytes)}, which few workers are given at a time)"
     client = f" {ledger.run(row).client.name}" if known else ""
-    return f"{name} ({format_bytes(nbytes)}, which its client{client} sends)"
+    no_room = without_room(ledger, row) if known else ""
+    return f"{name} ({format_bytes(nbytes)}, which its client{client} sends{no_room})"
 
 
 # --------------------------------------------------------------------------- ended
@@ -546,7 +548,8 @@ def _finished(ledger: Ledger, row: int, run: Run) -> list[Reason]:
     size = format_bytes(table.nbytes[row])
     if names:
         return [Reason("finished", f"its value of {size} is at {_names(names)}")]
-    return [Reason("finished", f"its value of {size} is in the memory of client {run.client.name}, who offered it")]
+    why = f"its value of {size} is in the memory of client {run.client.name}, who offered it"
+    return [Reason("finished", why + without_room(ledger, row))]
 
 
 def _failed(ledger: Ledger, row: int, now: float) -> list[Reason]:

@@ -7,14 +7,15 @@ from typing import Final
 from cluster.scheduler.admission import made_bytes, need_bytes, room_bytes
 from cluster.scheduler.ledger import Ledger
 from cluster.scheduler.reasons import Reason
-from cluster.scheduler.refusals import has_refused
+from cluster.scheduler.refusals import has_refused, seconds_left
 from cluster.scheduler.table import Run
 from cluster.scheduler.workers import WorkerRecord
-from cluster.units import format_bytes
+from cluster.units import format_bytes, format_seconds
 
-__all__ = ["estimate", "held_back"]
+__all__ = ["estimate", "held_back", "without_room"]
 
 CONSUMERS_COUNTED_TO: Final = 10_000
+_SHOWN: Final = 5
 REMEDY: Final = (
     "wait until values are used up; release futures that nobody needs, start workers, or make smaller pieces"
 )
@@ -39,7 +40,7 @@ def held_back(ledger: Ledger, row: int, workers: list[WorkerRecord]) -> Reason:
     client = run.client.identity
     possible = [worker for worker in workers if not has_refused(ledger, row, worker)]
     if not possible:
-        return _refused(workers)
+        return _refused(workers, seconds_left(ledger, row))
     nearest = max(possible, key=lambda worker: room_bytes(worker, client) - need_bytes(ledger, row, worker))
     memory = nearest.memory
     parts = [f"{format_bytes(memory.in_memory_bytes(nearest.held_bytes))} of values"]
@@ -68,16 +69,27 @@ def held_back(ledger: Ledger, row: int, workers: list[WorkerRecord]) -> Reason:
     return Reason("memory", why, REMEDY)
 
 
-def _refused(workers: list[WorkerRecord]) -> Reason:
+def _refused(workers: list[WorkerRecord], left_seconds: float) -> Reason:
     """Workers had no room for an input, and hold as much now as then."""
     first = workers[0]
     more = f" and {len(workers) - 1} more" if len(workers) > 1 else ""
     why = (
         f"held back: worker {first.name}{more} had no room for an input of it, on disk neither, and holds as much as "
         f"then: {format_bytes(first.held_bytes)} of values, with a memory limit of "
-        f"{format_bytes(first.memory.limit_bytes)}; it waits for another worker, or for tasks to make room"
+        f"{format_bytes(first.memory.limit_bytes)}; "
     )
+    if left_seconds:
+        left = format_seconds(left_seconds)
+        why += f"nothing else runs or can start: it fails in {left} unless something is released"
+    else:
+        why += "it waits for another worker, or for tasks to make room"
     return Reason("memory", why, REMEDY)
+
+
+def without_room(ledger: Ledger, row: int) -> str:
+    """Which workers have no room for a value that its client is to push there, and why; nothing if there are none."""
+    orders = [(ledger.workers[index], order) for index, order in ledger.pushing.get(row, {}).items() if order.no_room]
+    return "".join(f"; worker {worker.name} has no room for it: {order.no_room}" for worker, order in orders[:_SHOWN])
 
 
 def _consumers_before(ledger: Ledger, run: Run) -> int:

@@ -26,6 +26,7 @@ from cluster.scheduler.ready import ANYWHERE, Lane, Restriction
 from cluster.scheduler.spreads import Spread
 from cluster.scheduler.suspects import SuspectLane, Suspicion
 from cluster.scheduler.table import DELIVERED, FINISHED, OWNER_WANTS, READY, Run, Table
+from cluster.scheduler.want_of_room import PushOrder, Refusals
 from cluster.scheduler.workers import COROUTINES, GrantRecord, WorkerRecord
 from cluster.wire import messages
 
@@ -128,12 +129,12 @@ class Ledger:
         self.failed_runs: dict[int, int] = {}  # row -> runs that ended in an error (for `retries`)
         self.deaths: dict[int, int] = {}  # row -> slots that died while running it
         self.missed: dict[int, int] = {}  # row -> runs that could not get an input
-        self.refusals: dict[int, dict[int, int]] = {}  # row -> worker without room for an input -> what it held then
+        self.refusals: dict[int, Refusals] = {}  # row -> the workers that had no room for an input of it
         self.suspects: dict[int, Suspicion] = {}  # unfinished rows that were at a worker which ended
         self.contains: dict[int, list[int]] = {}  # row -> rows whose futures lie inside its value
         self.kept_rows: dict[int, int] = {}  # row -> values kept under names (`coordination.py`) with futures of it
         self.aliases_of: dict[int, list[tuple[ClientRecord, int]]] = {}  # row -> other clients' numbers for it
-        self.pushing: dict[int, dict[int, int]] = {}  # offered row -> worker index -> push orders sent
+        self.pushing: dict[int, dict[int, PushOrder]] = {}  # offered row -> worker index -> what its client is to do
         self.copying: dict[int, int] = {}  # row -> copies that somebody ordered and waits for
         self.uncopied: list[int] = []  # of these rows the values went, and that was not told yet
         self.spreads: dict[int, Spread] = {}  # row -> whom its large value is being copied to, and who waits for it

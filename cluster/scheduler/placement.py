@@ -27,6 +27,7 @@ from cluster.scheduler.spreads import SPREAD_FROM_BYTES
 from cluster.scheduler.startable import bytes_to_move, expected_wait_seconds, is_kept_apart, moving_pays
 from cluster.scheduler.suspects import SuspectLane
 from cluster.scheduler.table import GRANTED, Run
+from cluster.scheduler.want_of_room import PushOrder
 from cluster.scheduler.workers import GrantRecord, WorkerRecord
 from cluster.wire import messages
 
@@ -352,6 +353,7 @@ class Placement:
         if run.makes_actor or run.calls_actor or run.is_coroutine:
             seconds = 0.0  # it takes no slot time
         grant = GrantRecord(run, spans, seconds, self._lead_taken(run, seconds), now)
+        grant.held_bytes = worker.held_bytes
         worker.add_grant(attempt, grant)
         self._grants_left -= 1 + grant.left * run.inputs_of_one // GRANT_IN_INPUTS
         run.client.granted_seconds += grant.left * seconds
@@ -468,13 +470,16 @@ class Placement:
 
     def order_push(self, row: int, worker: WorkerRecord) -> None:
         """Have the client that offered a value push it to a worker, unless that is under way."""
-        ledger = self.ledger
-        under_way = ledger.pushing.setdefault(row, {})
+        under_way = self.ledger.pushing.setdefault(row, {})
         if worker.index not in under_way:
-            under_way[worker.index] = 1
-            client = ledger.run(row).client
-            message = messages.Push(ledger.number(row), row, ledger.table.attempt[row], worker.address)
-            ledger.send(client.peer, message)
+            under_way[worker.index] = PushOrder()
+            self.send_push(row, worker)
+
+    def send_push(self, row: int, worker: WorkerRecord) -> None:
+        """Tell the client that offered a value to push it to a worker, once more if need be."""
+        ledger = self.ledger
+        message = messages.Push(ledger.number(row), row, ledger.table.attempt[row], worker.address)
+        ledger.send(ledger.run(row).client.peer, message)
 
     # ------------------------------------------------------------------ taking back
 

@@ -41,7 +41,8 @@ class Scatters:
         return bool(self._under_way)
 
     def _ask(self, now: float, client: ClientRecord, request: int, detail: Any) -> None:
-        """Detail: the first number, how many, and the workers that were named."""
+        """Detail: the first number, how many, and the workers that were named. The result: which worker had no room, or
+        nothing."""
         first, count, names = detail
         unknown = [str(name) for name in names if name not in self.ledger.worker_called]
         if unknown:
@@ -79,10 +80,18 @@ class Scatters:
             elif not scatter.client.connected:
                 self._under_way.remove(scatter)
 
-    def failed(self, row: int, worker: WorkerRecord, error: str) -> None:
-        """A value could not be sent to a worker, and will not be tried again."""
+    def awaits(self, row: int) -> bool:
+        """Whether somebody waits until a value has arrived."""
+        identity = self.ledger.run(row).identity
+        return any((row, identity) in scatter.rows for scatter in self._under_way)
+
+    def failed(self, row: int, worker: WorkerRecord, error: str, *, no_room: bool) -> None:
+        """A value could not be sent to a worker, and will not be tried again; `no_room`: for want of room there."""
         identity = self.ledger.run(row).identity
         for scatter in [each for each in self._under_way if (row, identity) in each.rows]:
             self._under_way.remove(scatter)
-            text = f"a value could not be sent to worker {worker.name} at {worker.address}: {error}"
-            self.questions.answer(scatter.client, scatter.request, error=text)
+            if no_room:
+                self.questions.answer(scatter.client, scatter.request, error)  # which is another exception there
+            else:
+                text = f"a value could not be sent to worker {worker.name} at {worker.address}: {error}"
+                self.questions.answer(scatter.client, scatter.request, error=text)

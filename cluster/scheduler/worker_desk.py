@@ -243,6 +243,9 @@ class WorkerDesk:
             grant.run.client.charge(now, message.run_seconds)
         worker.last_progress = now
         if self._accept(worker, attempt, row):
+            assert grant is not None
+            if message.kind == "full":
+                refusals.note_refusal(self.ledger, row, worker, grant.held_bytes)
             self._again_or_fail(worker, message, self.ledger.run(row))
         self.placement.refresh(worker)
 
@@ -265,12 +268,15 @@ class WorkerDesk:
                 return
             details["message"] = f"an input of {ledger.key(row)} could not be fetched in {misses} attempts"
         elif message.kind == "full":
-            misses = ledger.missed[row] = ledger.missed.get(row, 0) + 1
-            refusals.note_refusal(ledger, row, worker)
-            if misses <= MISSES_ALLOWED and (run.calls_actor or refusals.is_worth_waiting(ledger, row)):
+            if run.calls_actor:  # which can go nowhere else, and keeps nobody from a slot while it waits there
+                misses = ledger.missed[row] = ledger.missed.get(row, 0) + 1
+                again = misses <= MISSES_ALLOWED
+            else:
+                again = refusals.is_worth_waiting(ledger, row)
+            if again:
                 lifecycle.requeue(row, "input refused", f"at worker {worker.name}: {details.get('message', '')}")
                 return
-            details["remedy"] = "release values that are no longer needed, or give spilled ones more room on disk"
+            details["remedy"] = refusals.REMEDY
         elif message.kind == "died":
             self._note(worker, "task_died", row, run, details)
             self._learn_need(run, details)

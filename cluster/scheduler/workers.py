@@ -21,8 +21,8 @@ class GrantRecord:
     """One grant: rows of one run under one attempt."""
 
     __slots__ = (
-        "bytes_each", "charged", "coming", "granted_at", "lead_each", "left", "run", "seconds_each", "spans",
-        "takes_slots",
+        "bytes_each", "charged", "coming", "granted_at", "held_bytes", "lead_each", "left", "run", "seconds_each",
+        "spans", "takes_slots",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +36,7 @@ class GrantRecord:
         self.granted_at = granted_at
         self.bytes_each = run.memory_bytes or run.output_sizes.taken_bytes or 0
         self.coming: list[int] = []  # rows of inputs that are brought to the worker for it
+        self.held_bytes = 0  # by the worker, when it was granted
         self.charged = False  # its one task was charged with the end of a worker
         # An actor lives beside the slots, and so do coroutines, which mostly wait.
         self.takes_slots = not (run.makes_actor or run.calls_actor or run.is_coroutine)
@@ -77,6 +78,7 @@ class WorkerRecord:
         self.joined_at = now
         self.last_seen = now
         self.called_silent_at = -math.inf  # when its silence was last noted as an event
+        self.called_roomless_at = -math.inf  # … that it had no room for a value which a client pushes
         self.draining = False
         self.lost = False  # it is gone; what it had is being given to others
         self.grants: dict[int, GrantRecord] = {}

@@ -343,9 +343,9 @@ class Session:
         if self.answers.pop(request, None) is None:
             self._given_up.add(request)
 
-    def pushed(self, number: int, address: str, error: str) -> None:
+    def pushed(self, number: int, address: str, error: str, *, full: bool = False) -> None:
         """Tell how a PushValue ended."""
-        self._outbox.add_ahead(messages.Pushed(number, address, error))
+        self._outbox.add_ahead(messages.Pushed(number, address, error, full))
 
     def push_refused(self, number: int, address: str, message: str, remedy: str) -> None:
         """Tell that a PushValue will not be carried out, and why."""

@@ -18,6 +18,7 @@ from cluster.wire import messages
 from cluster.wire.checksums import agree, checksum
 from cluster.worker import events
 from cluster.worker.coroutines import FIRST_COROUTINES
+from cluster.worker.incoming import IncomingSegments
 from cluster.worker.machine import Agent, AgentIdentity
 from cluster.worker.pieces import IN_MESSAGE_BYTES
 
@@ -83,7 +84,10 @@ class AgentProcess:
         self._handling = False
         self._paths = 0
         self._links: dict[str, PeerLink] = {}
+        self.incoming = IncomingSegments(self.feed)
         self._transfers = Transfers(self)
+        self._pushes: dict[tuple[int, int, int], int] = {}  # by caller, row and attempt: what was asked for, …
+        self._places: dict[tuple[int, int, int], str] = {}  # … and the segments that were given
         self._callers: dict[int, Connection] = {}
         self._callers_seen = 0
         self.connection = world.scheduler.accept(self._hear, self._scheduler_gone)
@@ -164,18 +168,12 @@ class AgentProcess:
                 self._process(slot).answer_segment(sequence, path, reason)
             case events.CreateSegment():
                 self._create_segment(effect)
-            case events.SpillSegment():
-                self.disk.spill(effect)
-            case events.CheckSpilled():
-                self.disk.check(effect)
-            case events.WritePack():
-                self.disk.write_pack(effect)
-            case events.RewritePacks():
-                self.disk.rewrite_packs(effect)
-            case events.ReadPack():
-                self.disk.read_pack(effect)
-            case events.RemovePacks():
-                self.disk.remove_packs(effect)
+            case events.AnswerRoom():
+                self.incoming.answer(effect)
+            case events.SpillSegment() | events.CheckSpilled():
+                self.disk.perform(effect)
+            case events.WritePack() | events.RewritePacks() | events.ReadPack() | events.RemovePacks():
+                self.disk.perform(effect)
             case events.NoteSent(peer):
                 delay = self.world.network.delay()
                 self.world.clock.after(delay, lambda: self.feed(events.PeerSent(peer, peer not in self._callers)))
@@ -325,8 +323,11 @@ class AgentProcess:
     def called(self, number: int, item: Any) -> None:
         """A peer says something."""
         message, content = item
-        if isinstance(message, messages.PutValue) and message.nbytes and not message.data:
-            path = self.new_file(content)
+        if isinstance(message, messages.PutRequest):
+            self._ask_room(number, message)
+        elif isinstance(message, messages.PutValue) and message.nbytes and not message.data:
+            path = self._places.pop((number, message.row, message.attempt))
+            self.write(path, content)
             self.feed(events.ValuePut(number, message.row, message.attempt, message.nbytes, path))
         else:
             self.feed(events.FromPeer(number, message))
@@ -334,6 +335,21 @@ class AgentProcess:
     def hung_up(self, number: int) -> None:
         """A peer has gone."""
         self._callers.pop(number, None)
+        for name in [name for name in self._pushes if name[0] == number]:
+            self.incoming.withdraw(self._pushes.pop(name))
+        for name in [name for name in self._places if name[0] == number]:
+            self.incoming.give_back(self._places.pop(name))
+
+    def _ask_room(self, number: int, message: messages.PutRequest) -> None:
+        row, attempt, nbytes = message
+        name = number, row, attempt
+
+        def answered(path: str, reason: str) -> None:
+            if path:
+                self._places[name] = path
+                self.world.send(self._callers[number].to_near, messages.PutReady(row, attempt))
+
+        self._pushes[name] = self.incoming.ask(number, row, attempt, nbytes, answered)
 
     def _serve(self, effect: events.ServeSegment) -> None:
         connection = self._callers.get(effect.peer)

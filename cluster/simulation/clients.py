@@ -362,26 +362,44 @@ class ClientProcess:
         if link is None:
             link = self._links[order.address] = PushLink(order.address)
             link.connection = self.world.connect_to_agent(
-                order.address, lambda item: self._put(link, item[0].error), lambda: self._link_lost(link)
+                order.address, lambda item: self._answered(link, item[0]), lambda: self._link_lost(link)
             )
         link.orders.append(order)
         assert link.connection is not None
         content = self._content(spec)
         nbytes = max(spec.nbytes, len(content))
-        data = b"" if nbytes > IN_MESSAGE_BYTES else content + bytes(nbytes - len(content))
-        message = messages.PutValue(order.row, order.attempt, nbytes, data)
-        self.world.send(link.connection.to_far, message, content, nbytes)
+        if nbytes > IN_MESSAGE_BYTES:
+            self.world.send(link.connection.to_far, messages.PutRequest(order.row, order.attempt, nbytes))
+        else:
+            message = messages.PutValue(order.row, order.attempt, nbytes, content + bytes(nbytes - len(content)))
+            self.world.send(link.connection.to_far, message, nbytes=nbytes)
+
+    def _answered(self, link: PushLink, message: Any) -> None:
+        order = next(each for each in link.orders if (each.row, each.attempt) == (message.row, message.attempt))
+        spec = self.offered.get(order.number)
+        if isinstance(message, messages.PutDone):
+            self._put(link, order, message.error, full=message.full)
+        elif spec is None:
+            assert link.connection is not None
+            link.connection.near_dies()
+            self._link_lost(link)
+        else:
+            assert link.connection is not None
+            content = self._content(spec)
+            nbytes = max(spec.nbytes, len(content))
+            put = messages.PutValue(order.row, order.attempt, nbytes, b"")
+            self.world.send(link.connection.to_far, put, content, nbytes)
 
     def _content(self, spec: Spec) -> bytes:
         return encode_value(self.world.workload.digest(spec.index), spec.references, 0)
 
-    def _put(self, link: PushLink, error: str) -> None:
-        order = link.orders.popleft()
-        self.session.pushed(order.number, order.address, error)
+    def _put(self, link: PushLink, order: PushValue, error: str, *, full: bool = False) -> None:
+        link.orders.remove(order)
+        self.session.pushed(order.number, order.address, error, full=full)
         self.send()
 
     def _link_lost(self, link: PushLink) -> None:
         if self._links.get(link.address) is link:
             del self._links[link.address]
         while link.orders and self.alive:
-            self._put(link, "the connection has ended")
+            self._put(link, link.orders[0], "the connection has ended")

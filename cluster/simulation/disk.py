@@ -38,33 +38,40 @@ class Disk:
         self._plan = agent.world.plan
         self.packs: dict[int, dict[int, Stored]] = {}
 
-    def spill(self, effect: events.SpillSegment) -> None:
-        """Copy a segment."""
+    def perform(self, effect: events.Effect) -> None:
+        """Do what the agent's machine wants done here."""
+        match effect:
+            case events.SpillSegment():
+                self._spill(effect)
+            case events.CheckSpilled():
+                self._check(effect)
+            case events.WritePack():
+                self._begin_pack(effect)
+            case events.RewritePacks():
+                self._begin_rewriting(effect)
+            case events.ReadPack():
+                self._begin_reading(effect)
+            case events.RemovePacks(packs):
+                for number in packs:
+                    del self.packs[number]
+
+    def _spill(self, effect: events.SpillSegment) -> None:
         self._agent.world.clock.after(self._seconds(effect.nbytes), self._spilled, effect)
 
-    def check(self, effect: events.CheckSpilled) -> None:
-        """Compare a file with its checksum."""
+    def _check(self, effect: events.CheckSpilled) -> None:
         self._agent.world.clock.after(self._seconds(effect.nbytes), self._checked, effect)
 
-    def write_pack(self, effect: events.WritePack) -> None:
-        """Write values from memory into a pack."""
+    def _begin_pack(self, effect: events.WritePack) -> None:
         values = [Stored(value, checksum(value)) for value in effect.values]
         seconds = self._seconds(sum(map(len, effect.values)))
         self._agent.world.clock.after(seconds, self._write_pack, effect.pack, values)
 
-    def rewrite_packs(self, effect: events.RewritePacks) -> None:
-        """Write values from packs into another."""
+    def _begin_rewriting(self, effect: events.RewritePacks) -> None:
         seconds = self._seconds(sum(size for _, _, size in effect.pieces))
         self._agent.world.clock.after(seconds, self._rewrite_packs, effect)
 
-    def read_pack(self, effect: events.ReadPack) -> None:
-        """Read values, and compare them."""
+    def _begin_reading(self, effect: events.ReadPack) -> None:
         self._agent.world.clock.after(self._seconds(sum(effect.sizes)), self._read_pack, effect)
-
-    def remove_packs(self, effect: events.RemovePacks) -> None:
-        """Remove files."""
-        for number in effect.packs:
-            del self.packs[number]
 
     def _write_pack(self, number: int, values: list[Stored]) -> None:
         agent = self._agent

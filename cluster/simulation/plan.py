@@ -190,8 +190,12 @@ def _with_later_kinds(plan: Plan, random: Random, chance: Callable[[float, float
     plan = replace(plan, threads=random.choice((2, 2, 3)) if random.random() < 0.2 else 1)
     plan = _with_short_memory(plan, random, faulty=faulty)
     plan = _with_scarce_memory(plan, random, faulty=faulty)
-    # One in twelve; none of the seeds with a history, which go on showing what they showed.
-    plan = scarce_room(plan, random) if 0.82 < random.random() < 0.9 else plan
+    # One in seven; none of the seeds with a history, which go on showing what they showed.
+    drawn = random.random()
+    if 0.82 < drawn < 0.9:
+        plan = scarce_room(plan, random)
+    elif 0.73 < drawn < 0.8:
+        plan = _scarce_room_for_large(plan, random)
     steps = random.choice((1, 2, 5, 30)) if random.random() < 0.2 else 1024
     return replace(plan, fan_rows=random.choice((2, 2, 2, 3, 32, 32)), rows_per_step=steps)
 
@@ -243,4 +247,16 @@ def scarce_room(plan: Plan, random: Random) -> Plan:
         greed=0.0,
         actions=min(plan.actions, 8),
         graph_size=min(plan.graph_size, 16),
+    )
+
+
+def _scarce_room_for_large(plan: Plan, random: Random) -> Plan:
+    """The same with values for which room is asked before they come."""
+    plan = scarce_room(plan, random)
+    return replace(
+        plan,
+        shape=replace(plan.shape, large_bytes=(70_000, 1_200_000, 3_000_000)),
+        memory_limit_bytes=random.choice((3_500_000, 5_000_000, 8_000_000)),
+        spill_quota_bytes=random.choice((20_000, 500_000, 2_000_000)),
+        offers=max(plan.offers, 0.1),
     )

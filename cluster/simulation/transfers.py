@@ -24,6 +24,8 @@ class _Transfer:
         self.address = address
         self.incoming = IncomingValue(row, attempt, nbytes, PIECE_LIMIT_BYTES)
         self.content = b""
+        self.path = ""
+        self.asked = 0
         self.connection: Connection | None = None
         self.failures = 0
         self.arrived_before = 0
@@ -45,15 +47,27 @@ class Transfers:
         transfer.address = address
         transfer.failures = 0
         self._under_way[row, attempt] = transfer
-        if self._random.random() < self._agent.world.plan.full_stores:
-            self._agent.world.clock.after(0.0, self._end, transfer, "full", "the store is full")
-        else:
+        if transfer.path:
             self._connect(transfer)
+            return
+
+        def answered(path: str, reason: str) -> None:
+            transfer.path = path
+            if path:
+                self._connect(transfer)
+            else:
+                self._end(transfer, "full", reason)
+
+        transfer.asked = self._agent.incoming.ask(-1, row, attempt, nbytes, answered)
 
     def give_up(self, row: int, attempt: int) -> None:
         """Nobody needs it."""
-        if self._kept.pop((row, attempt), None) is None and (row, attempt) in self._under_way:
+        transfer = self._kept.pop((row, attempt), None)
+        if transfer is not None:
+            self._agent.incoming.give_back(transfer.path)
+        elif (row, attempt) in self._under_way:
             transfer = self._under_way[row, attempt]
+            self._agent.incoming.withdraw(transfer.asked)
             self._hang_up(transfer)
             self._end(transfer, "lost", "nobody needs it any more", keep=False)
 
@@ -149,11 +163,13 @@ class Transfers:
             return
         del self._under_way[name]
         if not kind:
-            path = agent.new_file(transfer.content)
-            agent.feed(events.ValueFetched(transfer.address, *name, incoming.nbytes, b"", path))
+            agent.write(transfer.path, transfer.content)
+            agent.feed(events.ValueFetched(transfer.address, *name, incoming.nbytes, b"", transfer.path))
             return
         if keep and kind != "full":
             self._kept[name] = transfer
+        elif transfer.path:
+            agent.incoming.give_back(transfer.path)
         agent.feed(events.ValueNotFetched(transfer.address, *name, reason, kind))
 
 

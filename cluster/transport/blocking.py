@@ -157,8 +157,9 @@ class BlockingConnection:
         count = self._receive_into(self._buffer, timeout_seconds)
         return self._decoder.feed(self._buffer[:count]) if count else []
 
-    def receive_one(self, kind: type[_Message], timeout_seconds: float) -> _Message:
+    def receive_one(self, kind: type[_Message] | tuple[type[_Message], ...], timeout_seconds: float) -> _Message:
         """Wait for the one message that is due; raises ProtocolError for another, and ConnectionLost if none comes."""
+        due = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
         deadline = time.monotonic() + timeout_seconds
         while (remaining := deadline - time.monotonic()) > 0:
             for message in self.receive(remaining):
@@ -166,11 +167,10 @@ class BlockingConnection:
                     return message
                 if not isinstance(message, messages.Heartbeat):
                     raise ProtocolError(
-                        f"the {self.peer.role} at {self.peer_address} sent {type(message).__name__} where "
-                        f"{kind.__name__} was due"
+                        f"the {self.peer.role} at {self.peer_address} sent {type(message).__name__} where {due} was due"
                     )
         raise ConnectionLost(
-            f"the {self.peer.role} at {self.peer_address} did not answer with {kind.__name__} in {timeout_seconds:g} s"
+            f"the {self.peer.role} at {self.peer_address} did not answer with {due} in {timeout_seconds:g} s"
         )
 
     def receive_raw(self, target: memoryview, timeout_seconds: float | None = 0.0) -> int:

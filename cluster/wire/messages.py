@@ -155,11 +155,12 @@ class Locate(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """Outcome of a push order: empty `error` when the worker has the value."""
+    """Outcome of a push order: empty `error` when the worker has the value. `full`: it has no room for it now."""
 
     number: int
     address: str
     error: str
+    full: bool = False
 
 
 class PushRefused(NamedTuple):
@@ -521,7 +522,8 @@ class ValuePiece(NamedTuple):
 
 
 class PutValue(NamedTuple):
-    """A value pushed to an agent: `data` if it is at most 1 MiB, else empty and `nbytes` raw bytes follow the frame."""
+    """A value pushed to an agent: `data` if it is at most 1 MiB, else empty and `nbytes` raw bytes follow the frame.
+    They are thrown away if there is no room for them."""
 
     row: int
     attempt: int
@@ -529,12 +531,30 @@ class PutValue(NamedTuple):
     data: bytes
 
 
+class PutRequest(NamedTuple):
+    """Is there room for this value of more than 1 MiB, so that I may push it? Answered by PutReady when there is, which
+    may take a while, else by PutDone."""
+
+    row: int
+    attempt: int
+    nbytes: int
+
+
+class PutReady(NamedTuple):
+    """There is room for that value: now send it by PutValue."""
+
+    row: int
+    attempt: int
+
+
 class PutDone(NamedTuple):
-    """The answer to PutValue and PutSegment; `error` is empty when the agent holds the value."""
+    """The answer to PutValue, PutSegment and PutRequest; `error` is empty when the agent holds the value. `full`: there
+    is no room for it now."""
 
     row: int
     attempt: int
     error: str
+    full: bool = False
 
 
 # --------------------------------------------------------------------------- peers that share a host with an agent
@@ -722,4 +742,5 @@ CLASSES: tuple[type[Any], ...] = (
     Relay, Relayed, RelayData,
     GetPiece, ValuePiece, ValueDamaged, DropReplicas, DropAllowed,
     PutSegment,
+    PutRequest, PutReady,
 )  # fmt: skip

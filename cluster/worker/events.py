@@ -95,12 +95,30 @@ class FileGone(NamedTuple):
 
 
 class ValuePut(NamedTuple):
-    """A PutValue whose raw bytes have all arrived, in a segment that now belongs to the machine."""
+    """A pushed value whose bytes are all here, in a segment that now belongs to the machine."""
 
     peer: int
     row: int
     attempt: int
     nbytes: int
+    path: str
+
+
+class RoomAsked(NamedTuple):
+    """A value over 1 MiB is about to come, from the peer that pushes it or (-1) because it is fetched, and needs a
+    segment; `incoming` is the shell's number for it. Answered by AnswerRoom, perhaps after long."""
+
+    incoming: int
+    peer: int
+    row: int
+    attempt: int
+    nbytes: int
+
+
+class RoomReturned(NamedTuple):
+    """… and it will not come: the segment that was given is not needed, or (an empty path) none is to be given."""
+
+    incoming: int
     path: str
 
 
@@ -283,7 +301,7 @@ Event: TypeAlias = (
     Started | FromScheduler | FromPeer | ValuePut | SlotReady | SlotReports | SlotWaits | SlotWoken | SegmentAsked
     | CoroutineStopping | SlotTrimmed
     | TookBack | SlotExited | SlotWrote | ProgressMade | SegmentCreated | SegmentFailed | ValueFetched | ValueNotFetched
-    | DiskEvent | PeerSent | FileGone
+    | DiskEvent | PeerSent | FileGone | RoomAsked | RoomReturned
     | ErrandReported | ErrandEnded | ModuleStored | Measured | DrainAsked | EndAsked | Tick
 )  # fmt: skip
 
@@ -463,6 +481,14 @@ class CreateSegment(NamedTuple):
     on_disk: bool = False
 
 
+class AnswerRoom(NamedTuple):
+    """The answer to RoomAsked. An empty path: the value shall not come, for this reason; who pushes it is told."""
+
+    incoming: int
+    path: str
+    reason: str
+
+
 class ShrinkSegments(NamedTuple):
     """Give so much memory of segments back that are kept to be used again, if there is so much."""
 
@@ -544,6 +570,6 @@ Effect: TypeAlias = (
     ToScheduler | ToPeer | ServeSegment | StartSlot | BecomeActor | NoteWait | GoOn | DefineInSlot | GiveTasks
     | TakeBack | Interrupt | TrimSlot | LeaveThread | KillSlot | BecomeCoroutines | StopCoroutine
     | ShrinkSegments | SpillSegment | CheckSpilled | WritePack | RewritePacks | ReadPack | RemovePacks | NoteSent
-    | AnswerSegment | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
+    | AnswerSegment | AnswerRoom | CreateSegment | RemoveSegments | FetchFrom | GiveUpFetch | ServePiece
     | StartErrand | EndErrand | StoreModule | Say | Close
 )  # fmt: skip

@@ -95,6 +95,21 @@ class Fetching:
                 lane.bytes_in_flight -= want.nbytes
                 self._changed[name] = None
 
+    def stands_aside(self, key: int) -> None:
+        """There is no room for a value that was asked for: others are asked for meanwhile."""
+        want = self._wants.get(key)
+        if want is not None:
+            self.ended(want.address, key)
+
+    def goes_on(self, key: int) -> None:
+        """There is room for it by now."""
+        want = self._wants.get(key)
+        if want is not None and want.begun:
+            lane = self._lanes.setdefault((want.address, True), Lane())
+            if key not in lane.in_flight:
+                lane.in_flight[key] = want
+                lane.bytes_in_flight += want.nbytes
+
     def damaged(self, address: str, key: int) -> Want | None:
         """What that agent gave was damaged: others are asked, then it again. As `failed` if that was too often."""
         want = self._wants.get(key)

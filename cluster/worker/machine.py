@@ -27,6 +27,7 @@ from cluster.worker.packing import Packing
 from cluster.worker.queue import Assignment, ReadyQueue
 from cluster.worker.room import Room
 from cluster.worker.slot_memory import SlotMemory
+from cluster.worker.slots import SlotState
 from cluster.worker.spilling import Spilling
 from cluster.worker.supply import Supply
 from cluster.worker.uploads import Uploads
@@ -105,6 +106,7 @@ class Agent:
             self.packing,
         )
         self.room.let_go = self.supply.let_replicas_go
+        self.supply.arrivals.slot_is_idle = self._slot_is_idle
         self.orders = Orders(self._ledger)
         self.outputs = Outputs(self._ledger, self.orders)
         self.workforce = Workforce(
@@ -191,6 +193,9 @@ class Agent:
         self.supply.finish_event()
         self.packing.finish_event(now)
         self.room.serve(now)
+        if self.room.stuck:
+            stuck, self.room.stuck = self.room.stuck, []
+            self.supply.let_others_pass(stuck)
         if self.room.refused:
             refused, self.room.refused = self.room.refused, []
             for request, reason in refused:
@@ -207,9 +212,18 @@ class Agent:
             self._ledger.effects.append(Say(f"the worker drains and restarts: {self.slot_memory.restart_reason}"))
             self._start_draining(now)
 
+    def _slot_is_idle(self) -> bool:
+        """Whether a slot could run a task, and none is here for it."""
+        workforce = self.workforce
+        if self._queue.count or workforce.paused or (workforce.crowded and workforce.running_count):
+            return False
+        if workforce.nesting.active:
+            return workforce.nesting.free_seats > 0
+        return any(slot.state is SlotState.READY and not slot.outstanding for slot in workforce.slots)
+
     def _no_room(self, request: int, reason: str) -> None:
         """Whoever asked for that segment does not get one."""
-        if self.supply.awaits_segment(request):
+        if self.supply.arrivals.awaits(request):
             self.supply.segment_failed(request, reason)
         else:
             self.workforce.segments.failed(request, reason)
@@ -246,12 +260,10 @@ class Agent:
                 workforce.took_back(slot, sequences, now)
             case events.FromPeer(peer, message):
                 self._peer_says(peer, message, now)
-            case events.ValuePut(peer, row, attempt, nbytes, path):
-                supply.arrived_in_segment(peer, row, attempt, nbytes, path)
-            case events.ValueFetched():
-                supply.fetched(*event)
-            case events.ValueNotFetched():
-                supply.not_fetched(*event)
+            case events.RoomAsked() | events.RoomReturned() | events.ValuePut():
+                self._value_comes(event)
+            case events.ValueFetched() | events.ValueNotFetched():
+                self._value_comes(event)
             case events.SlotWaits(slot, sequence):
                 workforce.nesting.waits(slot, sequence, now)
             case events.SlotWoken(slot, sequence):
@@ -261,7 +273,7 @@ class Agent:
             case events.SegmentAsked(slot, sequence, nbytes):
                 workforce.segments.asked(slot, sequence, nbytes)
             case events.SegmentCreated(request, path):
-                if supply.awaits_segment(request):
+                if supply.arrivals.awaits(request):
                     supply.segment_created(request, path)
                 else:
                     workforce.segments.created(request, path)
@@ -304,6 +316,19 @@ class Agent:
                 self._close("it was told to end at once", 0)
             case _:
                 assert_never(event)
+
+    def _value_comes(self, event: Event) -> None:
+        match event:
+            case events.RoomAsked():
+                self.supply.is_to_come(event)
+            case events.RoomReturned():
+                self.supply.arrivals.will_not_come(event)
+            case events.ValuePut():
+                self.supply.arrived_in_segment(*event)
+            case events.ValueFetched():
+                self.supply.fetched(*event)
+            case events.ValueNotFetched():
+                self.supply.not_fetched(*event)
 
     def _disk_says(self, now: float, event: DiskEvent) -> None:
         match event:

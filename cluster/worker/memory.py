@@ -5,8 +5,8 @@
     small_bytes          values that are bytes inside the agent
     slot_bytes           what slots hold beyond: their heap, and pages that they changed in private maps (measured)
     agent_bytes          what the agent and its starter hold in all, small values among it (measured)
-    arriving_bytes       segments that values of other workers and of clients are coming into (measured)
     promised_bytes       segments in memory that are reserved, or being made, and do not hold a value yet
+    surplus_bytes        what segments take beyond that: whole pages, and what is about to be removed (measured)
     free_segment_bytes   segments that are kept to be used again (measured); they are given back first
     open_segment_bytes   segments whose value was released while somebody still looks at it (measured)
     disk_bytes           values that are on disk and not in memory
@@ -32,7 +32,7 @@ class Memory:
         self.slot_bytes = 0
         self.agent_bytes = 0
         self._small_cost_bytes = 0  # when that was measured
-        self.arriving_bytes = 0
+        self.surplus_bytes = 0
         self.free_segment_bytes = 0
         self.open_segment_bytes = 0
         self.promised_bytes = 0
@@ -54,7 +54,7 @@ class Memory:
         """What is in use beside these, and what nobody can have before those who look at it let go."""
         since = self._values.small_cost_bytes - self._small_cost_bytes
         own = max(self._values.small_bytes, self.agent_bytes + since if self.agent_bytes else 0)
-        return own + self.slot_bytes + self.open_segment_bytes + self.arriving_bytes
+        return own + self.slot_bytes + self.open_segment_bytes + self.surplus_bytes
 
     @property
     def used_bytes(self) -> int:
@@ -84,8 +84,8 @@ class Memory:
             "small_bytes": self._values.small_bytes,
             "slot_bytes": self.slot_bytes,
             "agent_bytes": self.agent_bytes,
-            "arriving_bytes": self.arriving_bytes,
             "promised_bytes": self.promised_bytes,
+            "surplus_bytes": self.surplus_bytes,
             "free_segment_bytes": self.free_segment_bytes,
             "open_segment_bytes": self.open_segment_bytes,
             "disk_bytes": self.disk_bytes,
@@ -100,8 +100,7 @@ class Memory:
         self._small_cost_bytes = self._values.small_cost_bytes
         self.free_segment_bytes = figures.get("free_segment_bytes", 0)
         self.open_segment_bytes = figures.get("open_segment_bytes", 0)
-        # What the store has and the machine does not know: values on their way here.
-        self.arriving_bytes = max(0, figures.get("store_bytes", 0) - self.given_bytes)
+        self.surplus_bytes = max(0, figures.get("store_bytes", 0) - self.given_bytes)
 
     # ------------------------------------------------------------------ segments without a value
 

@@ -95,6 +95,11 @@ class Assignment:
         return len(self.origin) > 6 and bool(self.origin[6])
 
     @property
+    def takes_slots(self) -> bool:
+        """Whether each of the tasks takes a slot: an actor lives beside them, and so do coroutines."""
+        return not (self.is_actor_call or self.is_coroutine or self.actor_reference is not None)
+
+    @property
     def shown(self) -> bool:
         """Whether the client wants to see what the tasks write."""
         return bool(self.origin[5])

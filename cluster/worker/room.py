@@ -1,9 +1,11 @@
 """Room for values: who asks for a segment gets it in memory, after values have made room for it, or on disk.
 
 Requests stand in one line. The first is given room in memory if it fits; else values are spilled, and it waits for
-them; if there is nothing to spill, it gets a file on disk. While the disk has no room either, it waits for something to
-become free, and no new tasks are begun beside those that run. Nobody waits for ever: when nothing has become free for
-long, that there is no room is the answer.
+them; if there is nothing to spill, it gets a file on disk. While the disk has no room either, they wait for something
+to become free, each for itself: whoever fits by then does not stand behind who does not. Results go before values that
+come from elsewhere, since a task that ends may make room, and while one waits no new tasks are begun beside those that
+run. Nobody waits for ever: when nothing has become free for long, that there is no room is the answer; and it is so
+soon where somebody loses by the wait, such as a slot that could run another task.
 """
 
 from __future__ import annotations
@@ -29,20 +31,28 @@ SPILL_DOWN_TO: Final = 0.75
 _VALUES_PART: Final = 0.25
 # To look for what can be spilled costs a walk over what is needed.
 _RELIEVED_SECONDS: Final = 0.05
-# How long a request waits while the disk is full and nothing becomes free.
+# How long a request waits while the disk is full and nothing becomes free …
 PATIENCE_SECONDS: Final = 15.0
+# … and at the expense of somebody else: what a task that has just ended took is freed by then.
+_HURRIED_SECONDS: Final = 0.05
 
 
 class _Request:
     """Somebody who asks for a segment: in the line, or with room for it that is being made a segment."""
 
-    __slots__ = ("effect", "given_bytes", "patience_ends", "refused_at_bytes")
+    __slots__ = ("effect", "hurried_since", "hurries", "refused_at_bytes", "stuck_since")
 
-    def __init__(self, effect: CreateSegment) -> None:
+    def __init__(self, effect: CreateSegment, hurries: Callable[[], bool] | None) -> None:
         self.effect = effect
-        self.patience_ends: float | None = None  # nothing has become free for it until then: there is no room
-        self.given_bytes = 0  # what segments took when that was looked at last
-        self.refused_at_bytes: int | None = None  # … and when the store had no room for this one
+        self.hurries = hurries
+        self.stuck_since: float | None = None  # there is no room for it, on disk neither
+        self.hurried_since: float | None = None  # … and somebody loses by its wait
+        self.refused_at_bytes: int | None = None  # what segments took when the store had no room for it
+
+    @property
+    def is_result(self) -> bool:
+        """Whether a task waits in its slot for it."""
+        return self.hurries is None
 
 
 class Room:
@@ -56,18 +66,26 @@ class Room:
         self._packing = packing
         self.refused: list[tuple[int, str]] = []
         """Requests that waited in vain, and why; whoever takes them out answers them."""
+        self.stuck: list[int] = []
+        """Requests for values from elsewhere that have begun to wait, on nothing that is under way; the same."""
         self.let_go: Callable[[int], int] = lambda nbytes: 0
         """Asks for so much memory from those who hold what others hold too; how much they will give."""
         self._line: deque[_Request] = deque()
         self._given: dict[int, _Request] = {}  # answers to come
         self._relieve_at = 0.0
         self._is_behind = False
+        self._held = (0, 0)  # what values took in memory, and on disk, when that was looked at last
+        self._freed_at = 0.0  # when it had become less
 
     @property
     def is_short(self) -> bool:
         """Whether memory is full and the disk too: no new work should be begun."""
         memory = self._memory
-        return bool(self._spilling.problem) and (bool(self._line) or memory.used_bytes > memory.limit_bytes)
+        return bool(self._spilling.problem) and (self._has_results or memory.used_bytes > memory.limit_bytes)
+
+    @property
+    def _has_results(self) -> bool:
+        return any(request.is_result for request in self._line)
 
     def falls_behind(self) -> bool:
         """Whether small values are made faster than they go to disk: then too, until enough have gone."""
@@ -85,51 +103,103 @@ class Room:
         """When `serve` should be called at the latest."""
         if not self._line or not self._spilling.problem or self._memory.spilling_bytes:
             return None  # nobody waits, or for what is on its way
-        return self._spilling.retry_at
+        hurried = [each.hurried_since + _HURRIED_SECONDS for each in self._line if each.hurried_since is not None]
+        if self._has_results:  # which come before these
+            hurried.clear()
+        return min((self._spilling.retry_at, *hurried))
 
-    def ask(self, effect: CreateSegment) -> None:
-        """Perform that effect as soon as there is room for it; it comes in `serve`."""
-        self._line.append(_Request(effect))
+    def ask(self, effect: CreateSegment, hurries: Callable[[], bool] | None = None) -> None:
+        """Perform that effect as soon as there is room for it; it comes in `serve`.
+
+        `hurries`: it is for a value that comes from elsewhere; whether, just now, somebody loses by its wait.
+        """
+        self._line.append(_Request(effect, hurries))
+
+    def is_stuck(self, request: int) -> bool:
+        """Whether it waits, and nothing that is under way will end that."""
+        return any(each.effect.request == request and each.stuck_since is not None for each in self._line)
+
+    def withdraw(self, request: int) -> bool:
+        """Nobody needs that segment any more; False if it is being made already."""
+        for each in self._line:
+            if each.effect.request == request:
+                self._line.remove(each)
+                return True
+        return False
 
     def serve(self, now: float) -> None:
         """Give room to those who can have it; called at the end of each event."""
         self._spilling.drop_copies()
-        while self._line and self._serve(self._line[0], now):
+        self._look_at_held(now)
+        disk_may_do = now >= self._spilling.retry_at  # the first who tries the disk tells when it is tried again
+        while self._line and self._serve(self._line[0], now, disk_may_do):
             self._line.popleft()
+        if self._line and self._spilling.problem:
+            self._serve_others(now, disk_may_do)
         self._relieve(now)
 
-    def _serve(self, request: _Request, now: float) -> bool:
+    def _serve_others(self, now: float, disk_may_do: bool) -> None:
+        """Nothing can go to disk, and there is no room for the first: see who else fits."""
+        waiting = list(self._line)
+        results = [each for each in waiting if each.is_result]
+        for request in results or waiting[1:]:
+            if request is not waiting[0] and self._serve(request, now, disk_may_do):
+                self._line.remove(request)
+
+    def _serve(self, request: _Request, now: float, disk_may_do: bool) -> bool:
         memory, spilling, nbytes = self._memory, self._spilling, request.effect.nbytes
         excess = memory.given_bytes + nbytes - self._limit_bytes()
         if excess > 0:
             self._packing.drop_copies(excess)
             excess = memory.given_bytes + nbytes - self._limit_bytes()
         refused_at = request.refused_at_bytes
-        if refused_at is not None and memory.given_bytes >= refused_at and now < spilling.retry_at:
-            return False  # the store had no room, and nothing has become free since
-        if excess <= 0:
+        was_refused = refused_at is not None and memory.given_bytes >= refused_at and not disk_may_do
+        if excess <= 0 and not was_refused:
             self._give(request, on_disk=False)
             return True
-        if not spilling.problem or not self._has_lost_patience(request, now):
+        has_lost_patience = self._has_lost_patience(request, now)
+        if was_refused and not has_lost_patience:
+            return False  # the store had no room, and nothing has become free since
+        if not has_lost_patience:
             if nbytes <= self._limit_bytes() and self._free(excess, now):
                 return False
-            if spilling.problem and now < spilling.retry_at:
+            if spilling.problem and not disk_may_do:
                 return False
         if spilling.has_quota(nbytes, now):
             self._give(request, on_disk=True)
             return True
         if not self._has_lost_patience(request, now):
             return False
-        self.refused.append((request.effect.request, f"no room for {format_bytes(nbytes)}: {spilling.problem}"))
+        used, limit = format_bytes(memory.used_bytes), format_bytes(memory.limit_bytes)
+        reason = f"no room for {format_bytes(nbytes)}: {used} of {limit} are in use, and {spilling.problem}"
+        self.refused.append((request.effect.request, reason))
         return True
 
+    def _look_at_held(self, now: float) -> None:
+        """See whether something has become free, in memory or on disk."""
+        held = self._memory.given_bytes, self._spilling.held_bytes
+        if held[0] < self._held[0] or held[1] < self._held[1]:
+            self._freed_at = now
+        self._held = held
+        if not self._spilling.problem:
+            for request in self._line:
+                request.stuck_since = request.hurried_since = None
+
     def _has_lost_patience(self, request: _Request, now: float) -> bool:
-        """Whether nothing has become free for long while that request waited."""
-        given_bytes = self._memory.given_bytes
-        if request.patience_ends is None or given_bytes < request.given_bytes:
-            request.patience_ends = now + PATIENCE_SECONDS
-        request.given_bytes = given_bytes
-        return now >= request.patience_ends
+        """Whether nothing has become free for long while that request waited, though the disk is full."""
+        if not self._spilling.problem:
+            return False
+        if request.stuck_since is None:
+            request.stuck_since = now
+            if not request.is_result:
+                self.stuck.append(request.effect.request)
+        if request.hurries is None or not request.hurries():
+            request.hurried_since = None
+        elif request.hurried_since is None:
+            request.hurried_since = now
+        elif now >= request.hurried_since + _HURRIED_SECONDS:
+            return True
+        return now >= max(request.stuck_since, self._freed_at) + PATIENCE_SECONDS
 
     def made(self, request: int, path: str) -> None:
         """The segment is there."""
@@ -141,10 +211,13 @@ class Room:
         memory = self._memory
         again = self._given.pop(request)
         memory.made(request, "")
-        if not memory.given_bytes + memory.disk_bytes or self._has_lost_patience(again, now):
+        self._held = memory.given_bytes, self._spilling.held_bytes  # what was promised in vain has not become free
+        if not memory.given_bytes + memory.disk_bytes:
+            return False
+        self._spilling.stop(now, reason)
+        if self._has_lost_patience(again, now):
             return False
         again.refused_at_bytes = memory.given_bytes
-        self._spilling.stop(now, reason)
         self._line.appendleft(again)
         return True
 

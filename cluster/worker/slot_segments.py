@@ -70,6 +70,8 @@ class SlotSegments:
         """The slot's task did not use it, or has ended before it came; with a sequence, only if it was that task's."""
         if sequence and sequence != slot.segment_for:
             return
+        if slot.segment_request and self._room.withdraw(slot.segment_request):
+            del self._requests[slot.segment_request]
         slot.segment_request = 0
         if slot.segment:
             self._remove(slot.segment)

@@ -163,6 +163,11 @@ class Spilling:
         on_disk = memory.spilled_bytes + memory.spilling_bytes + memory.promised_disk_bytes + self._direct_bytes
         return quota - on_disk if quota else math.inf
 
+    @property
+    def held_bytes(self) -> int:
+        """What values take on disk, those that are being written left out."""
+        return self._memory.spilled_bytes + self._direct_bytes
+
     def stop(self, now: float, problem: str) -> None:
         """The disk takes nothing more, for now."""
         self.retry_at = now + _RETRY_SECONDS

@@ -6,16 +6,18 @@ import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from cluster.units import format_bytes
 from cluster.wire import messages
+from cluster.worker.arrivals import NOBODY, Arrival, Arrivals
 from cluster.worker.events import (
-    CreateSegment,
+    AnswerRoom,
     FetchFrom,
     GiveUpFetch,
     PackRead,
     RemoveSegments,
+    RoomAsked,
     Say,
     ServePiece,
     ServeSegment,
@@ -37,18 +39,8 @@ from cluster.worker.values import SMALL_VALUE_BYTES, Segment, Values, value_key,
 
 __all__ = ["Supply"]
 
-_NOBODY: Final = -1
 # Forgetting a million values would take 0.2 s; this many take about 2 ms.
 _ROWS_FREED_AN_EVENT: Final = 10_000
-
-
-class Arrival(NamedTuple):
-    """A value that came as bytes and is too large to stay so: on its way into a segment."""
-
-    peer: int
-    row: int
-    attempt: int
-    nbytes: int
 
 
 class Waiting:
@@ -79,17 +71,15 @@ class Supply:
     ) -> None:
         self._ledger = ledger
         self._queue = queue
-        self._new_request = new_request
         self.values = values
         self._memory = memory
-        self._room = room
         self._spilling = spilling
         self._packing = packing
         self._own_address = own_address
         self.returning = Returning(ledger, values, spilling, packing, own_address)
         self._fetching = Fetching(own_address)
         self._waiting: dict[int, Waiting] = {}  # by attempt << 32 | index, in the order of the grants
-        self._arrivals: dict[int, Arrival] = {}
+        self.arrivals = Arrivals(ledger, memory, room, new_request, self._waiting_for)
         self.replicas = Replicas(ledger)
         self._held: list[int] = []
         self.fetched_bytes = 0  # from other agents, so far
@@ -218,9 +208,9 @@ class Supply:
                 self._memory.segment(path, nbytes)
                 self._ledger.effects.append(RemoveSegments([path]))
         elif path:
-            self.arrived_in_segment(_NOBODY, row, attempt, nbytes, path)
+            self.arrived_in_segment(NOBODY, row, attempt, nbytes, path)
         else:
-            self._receive(_NOBODY, row, attempt, nbytes, data)
+            self._receive(NOBODY, row, attempt, nbytes, data)
 
     def not_fetched(self, address: str, row: int, attempt: int, reason: str, kind: str) -> None:
         """An agent did not give a value: try the next that has it, or answer for the tasks that need it."""
@@ -270,25 +260,61 @@ class Supply:
         for key in kept:
             self._held += (*value_name(key), self.replicas.size(key))
 
+    def is_to_come(self, event: RoomAsked) -> None:
+        """A large value is about to come: there has to be room first."""
+        self.finish_freeing()
+        if value_key(event.attempt, event.row) in self.values:
+            self._ledger.effects.append(AnswerRoom(event.incoming, "", "it is here"))
+            self._now_held(event.peer, event.row, event.attempt, event.nbytes)
+        else:
+            self.arrivals.is_to_come(event)
+
     def segment_created(self, request: int, path: str) -> None:
-        """The segment for a value that came as bytes is there, with the bytes in it."""
-        arrival = self._arrivals.pop(request)
-        self._room.made(request, path)
-        self.arrived_in_segment(arrival.peer, arrival.row, arrival.attempt, arrival.nbytes, path)
+        """The segment is there for a value that has come, with its bytes in it, or for one that may come now."""
+        arrival = self.arrivals.created(request, path)
+        if arrival is None:
+            return
+        if arrival.has_come:
+            self.arrived_in_segment(arrival.peer, arrival.row, arrival.attempt, arrival.nbytes, path)
+        else:
+            self._fetching.goes_on(arrival.key)
 
     def segment_failed(self, request: int, reason: str) -> None:
-        """There is no room for a value that came."""
-        arrival = self._arrivals.pop(request)
-        row, attempt = arrival.row, arrival.attempt
-        if arrival.peer != _NOBODY:
-            self._ledger.effects.append(ToPeer(arrival.peer, messages.PutDone(row, attempt, reason)))
-        want = self._fetching.forget(value_key(attempt, row))
+        """There is no room for a value."""
+        arrival = self.arrivals.failed(request, reason)
+        if arrival is None or (arrival.peer == NOBODY and not arrival.has_come):
+            return  # nobody needs it, or who was to fetch it says that it will not come
+        if arrival.peer != NOBODY:
+            done = messages.PutDone(arrival.row, arrival.attempt, reason, full=True)
+            self._ledger.effects.append(ToPeer(arrival.peer, done))
+        want = self._fetching.forget(arrival.key)
         if want is not None:
             self._give_up(want, "", reason, kind="full")
 
-    def awaits_segment(self, request: int) -> bool:
-        """Whether that request was made here."""
-        return request in self._arrivals
+    def let_others_pass(self, requests: list[int]) -> None:
+        """These values wait for room, nobody knows how long: what is fetched beside them need not."""
+        for request in requests:
+            arrival = self.arrivals.find(request)
+            want = None if arrival is None or arrival.peer != NOBODY else self._fetching.find(arrival.key)
+            if arrival is None or want is None or not want.begun:
+                continue
+            self._fetching.stands_aside(arrival.key)
+            if not want.ordered:  # else the copy would be given up
+                reason = "it waits for room"
+                message = messages.FetchFailed(self._ledger.epoch, want.row, want.attempt, want.address, reason)
+                self._ledger.send(message)
+        self._ledger.effects += [FetchFrom(*request) for request in self._fetching.requests()]
+
+    def problem_of(self, wants: list[Want]) -> str:
+        """Why there is no room for one of these values, if it waits for some."""
+        stuck = any(self.arrivals.is_stuck(value_key(want.attempt, want.row)) for want in wants)
+        return self._spilling.problem if stuck else ""
+
+    def _waiting_for(self, key: int) -> list[Assignment]:
+        """The assignments of the tasks that wait for that value."""
+        want = self._fetching.find(key)
+        tasks = () if want is None else want.waiting
+        return [assignment for assignment, index in tasks if assignment.attempt << 32 | index in self._waiting]
 
     # ------------------------------------------------------------------ values that go
 
@@ -387,7 +413,7 @@ class Supply:
         reading = self._packing.was_read(event)
         if reading.lost:
             self._lose(reading.lost, f"a pack is damaged: {reading.reason}")
-        if reading.peer != _NOBODY:
+        if reading.peer != NOBODY:
             self.returning.brought(reading.peer, reading.found, now)
             return
         for key, value in reading.found.items():
@@ -454,14 +480,12 @@ class Supply:
             self.values.add_small(attempt, (row,), (data,))
             self._now_held(peer, row, attempt, nbytes)
         else:
-            request = self._new_request()
-            self._arrivals[request] = Arrival(peer, row, attempt, nbytes)
-            self._room.ask(CreateSegment(request, nbytes, data))
+            self.arrivals.has_come(Arrival(peer, row, attempt, nbytes), data)
 
     def _now_held(self, peer: int, row: int, attempt: int, nbytes: int) -> None:
         self._held += (row, attempt, nbytes)
         self.replicas.came(value_key(attempt, row), nbytes)
-        if peer != _NOBODY:
+        if peer != NOBODY:
             self._ledger.effects.append(ToPeer(peer, messages.PutDone(row, attempt, "")))
         want = self._fetching.forget(value_key(attempt, row))
         if want is not None:

@@ -13,6 +13,7 @@ The order's detail is `[attempt, row]`, and its result a dictionary:
 ``ready``    how many slots of the worker are up, of how many ``slots``
 ``busy``     for how many seconds each of these has run what it runs, longest first
 ``inputs``   up to five of what it waits for: `[row, attempt, nbytes, who is asked]` each, of ``lacking``
+``no_room``  why there is no room for one of these, if it waits for some
 ===========  ==========================================================================================
 """
 
@@ -68,7 +69,8 @@ class Whereabouts:
         lacking = self._supply.lacking(assignment, index)
         if lacking:
             inputs = [[want.row, want.attempt, want.nbytes, want.address] for want in lacking[:_SHOWN]]
-            return {"where": "fetching", "lacking": len(lacking), "inputs": inputs}
+            no_room = self._supply.problem_of(lacking)
+            return {"where": "fetching", "lacking": len(lacking), "inputs": inputs, "no_room": no_room}
         for slot in self._workforce.processes:
             sequence = slot.find(assignment, index)
             if any(frame.sequence == sequence for frame in slot.stack):

@@ -168,8 +168,8 @@ class Peer:
         assert transport is not None
         self._loop.call_soon_threadsafe(transport.pause_reading)
 
-    def put(self, row: int, attempt: int, data: bytes) -> str:
-        """Push a value; the error, if any."""
+    def put(self, row: int, attempt: int, data: bytes, *, asks: bool = False) -> str:
+        """Push a value, perhaps asking first whether there is room; the error, if any."""
         small = len(data) <= 1 << 20
 
         def send() -> None:
@@ -177,10 +177,24 @@ class Peer:
             if not small:
                 self.connection.send_encoded(data)
 
+        if asks and isinstance(answer := self.asks_room(row, attempt, len(data)), messages.PutDone):
+            return answer.error
         self._loop.call_soon_threadsafe(send)
         message, _ = self._answers.get(timeout=DEADLINE_SECONDS)
         assert (message.row, message.attempt) == (row, attempt)
         return str(message.error)
+
+    def asks_room(self, row: int, attempt: int, nbytes: int) -> messages.PutReady | messages.PutDone:
+        """Ask whether there is room for a value; the answer."""
+        request = messages.PutRequest(row, attempt, nbytes)
+        self._loop.call_soon_threadsafe(self.connection.send, request)
+        message, _ = self._answers.get(timeout=DEADLINE_SECONDS)
+        assert isinstance(message, messages.PutReady | messages.PutDone)
+        return message
+
+    def hang_up(self) -> None:
+        """End the connection."""
+        self._loop.call_soon_threadsafe(self.connection.abort)
 
 
 def done_rows(done: messages.Done) -> Iterator[tuple[int, int, int, bytes]]:

@@ -77,6 +77,33 @@ def test_values_pushed_to_a_worker_are_inputs_of_its_tasks(scheduler: PlayedSche
     assert held == [1, 50, len(small), 2, 50, len(large)]
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_what_is_pushed_and_has_no_room_is_not_taken_and_the_next_is(
+    scheduler: PlayedScheduler, monkeypatch: pytest.MonkeyPatch, asks: bool
+) -> None:
+    monkeypatch.setenv("CLUSTER__SPILL_QUOTA_BYTES", "1000")
+    with Worker(scheduler.address, "--slots", "1", "--name", "w1", "--memory-limit", "200MB"):
+        peer = scheduler.peer(scheduler.expect(messages.WorkerJoin).address)
+        data = os.urandom(30_000_000)
+        errors = [peer.put(row, 1, data, asks=asks) for row in range(8)]
+        taken = errors.count("")
+        assert 1 <= taken < 7 and not any(errors[:taken])
+        assert all("no room for 28.6 MiB" in error for error in errors[taken:])
+        assert peer.put(9, 1, b"small", asks=False) == ""
+        assert peer.get([(0, 1), (7, 1), (9, 1)]) == [data, b"", b"small"]
+        scheduler.send(messages.Free([1, 0, 1]))
+        assert peer.put(7, 1, data, asks=asks) == ""
+
+
+def test_room_that_was_given_to_a_peer_that_hangs_up_is_free_again(scheduler: PlayedScheduler, worker: Worker) -> None:
+    peer = scheduler.peer(scheduler.expect(messages.WorkerJoin).address)
+    assert peer.asks_room(1, 1, 30_000_000) == messages.PutReady(1, 1)
+    shared_memory = Path(os.environ["CLUSTER__SHARED_MEMORY_DIRECTORY"])
+    (segment,) = [path for directory in segments_below(shared_memory) for path in directory.glob("s*")]
+    peer.hang_up()
+    until(lambda: not segment.exists(), "it is free again")
+
+
 def test_a_worker_fetches_missing_inputs_from_another(scheduler: PlayedScheduler, worker: Worker) -> None:
     first = scheduler.expect(messages.WorkerJoin)
     with Worker(scheduler.address, "--slots", "1", "--name", "w2"):

@@ -444,7 +444,7 @@ class SlowPeer:
 def test_an_answer_that_waited_never_holds_another_value(nbytes: int) -> None:
     async def test() -> None:
         async with held() as one:
-            server, peer = PeerServer(one.store, lambda event: None), SlowPeer()
+            server, peer = PeerServer(one.store, None, lambda event: None), SlowPeer()  # type: ignore[arg-type]
             server.connected(peer)  # type: ignore[arg-type]
             path, kept = await one.create_with(1, nbytes), await one.create_with(3, nbytes)
             before = inode(path)

@@ -23,7 +23,16 @@ from cluster.storage.probes import make_probe
 from cluster.transport.tcp import Connection, Listener, listen
 from cluster.wire import frames, messages
 from cluster.wire.checksums import checksum
-from cluster.worker.events import Event, ServePiece, ValueFetched, ValueNotFetched
+from cluster.worker.events import (
+    AnswerRoom,
+    Event,
+    RoomAsked,
+    RoomReturned,
+    ServePiece,
+    ValueFetched,
+    ValueNotFetched,
+)
+from cluster.worker.incoming import IncomingSegments
 from cluster.worker.pieces import PIECE_BYTES, PIECE_LIMIT_BYTES, IncomingValue
 from tests.processes.agent_harness import PlayedScheduler, Worker, done_rows, function_message, grant, until
 from tests.processes.peers import SECRET
@@ -77,7 +86,22 @@ class Receiver:
 
     def __init__(self, store: Store, secret: bytes = SECRET) -> None:
         self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.transfers = Transfers(secret, store, self.events.put_nowait)
+        self._store = store
+        self._segments = IncomingSegments(self._feed)
+        self.transfers = Transfers(secret, store, self._segments, self._feed)
+
+    def _feed(self, event: Event) -> None:
+        """What an agent's machine does that has room for whatever the store has room for."""
+        if isinstance(event, RoomAsked):
+            number = event.incoming
+            self._store.create(
+                event.nbytes, lambda path, reason: self._segments.answer(AnswerRoom(number, path, reason))
+            )
+        elif isinstance(event, RoomReturned):
+            if event.path:
+                self._store.remove(event.path)
+        else:
+            self.events.put_nowait(event)
 
     def fetch(self, holder: Holder, nbytes: int = len(VALUE)) -> None:
         self.transfers.fetch(holder.address, ROW, ATTEMPT, nbytes)

@@ -144,6 +144,7 @@ class AgentModel:
         self.pack_reads: list[events.ReadPack] = []
         self.asked_if_sent: list[int] = []  # peers
         self.answers: list[events.AnswerSegment] = []
+        self.rooms: list[events.AnswerRoom] = []
         self.shrunk: list[int] = []
         self.trims: list[int] = []
         self.placed: list[bool] = []  # for each segment that was made: whether it had to be on disk
@@ -296,6 +297,8 @@ class AgentModel:
                 assert self.slots[slot].claimed == sequence
                 self.slots[slot].segment = path
                 self.answers.append(effect)
+            case events.AnswerRoom():
+                self.rooms.append(effect)
             case events.ShrinkSegments(nbytes):
                 self.shrunk.append(nbytes)
             case events.SpillSegment():

@@ -331,6 +331,7 @@ def test_while_one_task_runs_at_a_time_none_is_put_behind_it_to_be_taken_back() 
     model.full = True
     fail(model)
     model.report(0, [0.1, "failed", b"", {}])
+    model.feed(events.Measured({"slot_bytes": 20 * MIB}, {}))
     assert heartbeat(model)["intake_paused"]
     effects = model.agent.handle(model.now, events.FromScheduler(grant(6, 6)))
     assert [effect.tasks for effect in effects if isinstance(effect, events.GiveTasks)] == [1]

@@ -203,7 +203,7 @@ def test_a_push_for_which_there_is_no_room_is_refused() -> None:
     model = AgentModel()
     model.full = True
     model.feed(events.FromPeer(4, messages.PutValue(5, 1, 70_000, b"x" * 70_000)))
-    assert model.to_peers == [events.ToPeer(4, messages.PutDone(5, 1, "full"))]
+    assert model.to_peers == [events.ToPeer(4, messages.PutDone(5, 1, "full", full=True))]
     assert model.silent
 
 
@@ -212,7 +212,7 @@ def test_a_task_that_waits_for_a_push_for_which_there_is_no_room_goes_back_at_on
     model.full = True
     model.tell(grant(2, 1, values=[[5, 1, 70_000, []]], needs=[[0]]))
     model.feed(events.FromPeer(4, messages.PutValue(5, 1, 70_000, b"x" * 70_000)))
-    assert model.to_peers == [events.ToPeer(4, messages.PutDone(5, 1, "full"))]
+    assert model.to_peers == [events.ToPeer(4, messages.PutDone(5, 1, "full", full=True))]
     failed = model.expect(messages.RunFailed)
     assert (failed.kind, failed.details["row"], failed.details["attempt"]) == ("full", 5, 1)
 

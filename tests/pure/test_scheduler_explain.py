@@ -141,6 +141,16 @@ def test_a_granted_task_is_where_its_agent_says(dialogue: Dialogue) -> None:
         ({"where": "queued", "ahead": 1, "ready": 2, "slots": 2, "busy": [9.0]}, "queued", "behind 1 task, and its"),
         ({"where": "queued", "ahead": 0, "ready": 0, "slots": 2, "busy": []}, "queued", "none of its 2 slots is up"),
         ({"where": "fetching", "lacking": 1, "inputs": [[9, 4, 2048, "tcp://x:1"]]}, "fetching", "from tcp://x:1"),
+        (
+            {
+                "where": "fetching",
+                "lacking": 1,
+                "inputs": [[9, 4, 2048, "tcp://x:1"]],
+                "no_room": "it is full",
+            },
+            "fetching",
+            "there is no room for that yet: it is full",
+        ),
         ({"where": "gone"}, "granted", "the report is on its way"),
     ):
         answer = ask_through(client, worker, number, found)

@@ -26,6 +26,16 @@ def make(client: ClientSide, worker: WorkerSide, nbytes: int = MIB) -> int:
     return number
 
 
+def in_vain(dialogue: Dialogue, *workers: WorkerSide) -> None:
+    """As long passes as a refused task waits for nothing but a release."""
+    for _ in range(15):
+        for worker in workers:
+            worker.hears_nothing()
+            worker.say(messages.Heartbeat())
+        dialogue.wait(1.0)
+    dialogue.wait(0.05)  # it is looked at again
+
+
 def test_a_task_goes_on_to_the_worker_that_has_not_refused_it(dialogue: Dialogue) -> None:
     client, one, two = dialogue.client(), dialogue.worker("one"), dialogue.worker("two")
     inputs = [make(client, one), make(client, two, 9 * MIB)]
@@ -98,8 +108,13 @@ def test_tasks_that_were_refused_do_not_wait_for_each_other(dialogue: Dialogue) 
         refuse(two, grant)
     first, second = one.grant(), one.grant()
     refuse(one, second)
-    assert client.failed(taking + 1).kind == "full"  # though the other is at a worker: it may have no room there either
+    in_vain(dialogue, one, two)  # though the other is at a worker: it may have no room there either
+    refuse(two, two.grant())
+    assert client.failed(taking + 1).kind == "full"
     refuse(one, first)
+    refuse(two, two.grant())  # where that was long ago
+    in_vain(dialogue, one, two)
+    refuse(two, two.grant())
     assert client.failed(taking).kind == "full"
 
 
@@ -109,16 +124,70 @@ def test_when_nothing_is_left_to_wait_for_it_fails_and_says_what_had_no_room_whe
     taking = client.submit(function="take", inputs=[inputs])
     refuse(two, two.grant())
     refuse(one, one.grant())
+    client.say(messages.Query(1, "explain", taking))
+    (told, *_) = client.hear(messages.Answer).result["lines"]
+    assert told["why"].endswith("nothing else runs or can start: it fails in 15.0 s unless something is released")
+    in_vain(dialogue, one, two)
+    refuse(two, two.grant())
     failed = client.failed(taking)
     error = rebuild_failure(Failure(failed.kind, failed.error, failed.details))
     assert isinstance(error, StoreFull)
     assert "no room for an input of 1.00 MiB beside what is held in 1.00 GiB" in str(error)
-    assert "on worker one" in error.__notes__[0] and "release values" in error.__notes__[1]
+    assert "on worker two" in error.__notes__[0] and "release values" in error.__notes__[1]
     assert not dialogue.ledger.refusals
     client.say(messages.Retry([taking, 1]))
     client.reset(taking)
     two.done(two.grant())
     assert client.finished() == [taking]
+
+
+def test_what_was_released_while_a_task_was_being_refused_may_do(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one")
+    value, other = make(client, one), make(client, one)
+    taking = client.submit(function="take", inputs=[[value]])
+    grant = one.grant()
+    client.release(other)
+    refuse(one, grant)
+    one.freed()
+    one.done(one.grant())
+    assert client.finished() == [taking]
+
+
+def test_however_often_it_is_refused_it_is_tried_again_as_long_as_less_is_held(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one")
+    value, *others = (make(client, one) for _ in range(13))
+    taking = client.submit(function="take", inputs=[[value]])
+    for other in others:
+        refuse(one, one.grant())
+        one.hears_nothing()
+        for _ in range(8):  # more than the time in which nothing would become free
+            one.say(messages.Heartbeat())
+            dialogue.wait(1.0)
+        client.release(other)
+        one_more = one.inbox.popleft()
+        one.freed()
+        one.inbox.appendleft(one_more)
+    one.done(one.grant())
+    assert client.finished() == [taking]
+
+
+def test_what_runs_beside_a_refused_task_of_the_same_grant_is_something_else(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one", slots=2)
+    value = make(client, one)
+    client.submit(function="take", inputs=[[value]])
+    one.done(one.grant(), seconds=0.0001)
+    client.finished()
+    taking = client.submit(2, function="take", inputs=[[value], [value]])
+    grant = one.grant()
+    assert grant.runs[1] == 2
+    refuse(one, grant)
+    client.say(messages.Query(1, "explain", taking))
+    (told, *_) = client.hear(messages.Answer).result["lines"]
+    assert told["why"].endswith("it waits for another worker, or for tasks to make room")
+    one.done(grant, [grant.runs[0] + 1])
+    client.finished()
+    one.done(one.grant())
+    client.finished()
 
 
 def test_a_worker_that_comes_is_worth_a_try(dialogue: Dialogue) -> None:
@@ -171,6 +240,23 @@ def test_a_refused_task_that_nobody_needs_any_more_is_noted_no_longer(dialogue: 
 # ------------------------------------------------------------------ values that clients push
 
 
+def no_room(client: ClientSide, offered: int, worker: WorkerSide) -> None:
+    """A worker has no room for a value that was pushed."""
+    client.hears_nothing()
+    reason = "no room for 1.00 MiB: the quota of 10 B is used up"
+    client.say(messages.Pushed(offered, worker.address, reason, full=True))
+
+
+def no_room_for(seconds: int, client: ClientSide, offered: int, *workers: WorkerSide) -> None:
+    """The first worker has none for so long, and it is pushed there again each second."""
+    for _ in range(seconds):
+        no_room(client, offered, workers[0])
+        for worker in workers:
+            worker.say(messages.Heartbeat())
+        client.dialogue.wait(1.0)
+        assert client.hear(messages.Push).address == workers[0].address
+
+
 def test_a_value_is_pushed_no_more_where_it_has_no_room_and_nobody_waits_for_it(dialogue: Dialogue) -> None:
     client, one = dialogue.client(), dialogue.worker("one", slots=2)
     offered = client.offer([MIB])
@@ -202,8 +288,51 @@ def test_a_scatter_hears_of_it(dialogue: Dialogue) -> None:
     grant = one.grant()
     assert client.hear(messages.Push).address == one.address
     client.say(messages.Query(3, "scattered", [offered, 1, []]))
+    client.release(offered + 1)
     client.hears_nothing()
     refuse(one, grant, row=grant.values[0][0], attempt=grant.values[0][1])
-    assert client.failed(offered + 1).kind == "full"
-    assert "could not be sent to worker one" in client.hear(messages.Answer).error
+    no_room_for(15, client, offered, one, two)
+    no_room(client, offered, one)
+    answer = client.hear(messages.Answer)
+    assert answer.error == "" and answer.result == (
+        "worker one at tcp://one:1, with 0 B of values and a memory limit of 1.00 GiB, had no room for 1.00 MiB: the "
+        "quota of 10 B is used up; release values that are no longer needed, start workers, or give values more room "
+        "on disk"
+    )
+    one.hears_nothing()
     two.hears_nothing()
+    assert not dialogue.scheduler.scatters.pending
+
+
+def test_a_value_that_finds_no_room_is_pushed_again_for_as_long_as_room_is_waited_for(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one")
+    held = make(client, one)
+    offered = client.offer([MIB], "spread")
+    client.say(messages.Query(3, "scattered", [offered, 1, []]))
+    push = client.hear(messages.Push)
+    no_room_for(10, client, offered, one)
+    client.say(messages.Query(4, "explain", offered))
+    (told, *_) = client.hear(messages.Answer).result["lines"]
+    assert told["why"] == (
+        "its value of 1.00 MiB is in the memory of client client, who offered it; worker one has no room for it: no "
+        "room for 1.00 MiB: the quota of 10 B is used up"
+    )
+    client.release(held)  # then there may be room soon
+    one.freed()
+    no_room_for(10, client, offered, one)
+    one.say(messages.Held(EPOCH, [push.row, push.attempt, MIB]))
+    assert client.hear(messages.Answer) == (3, "", None)
+    kinds = [event.kind for event in dialogue.ledger.events.after(0)]
+    assert kinds.count("push_waits") == 1
+
+
+def test_a_task_that_waits_for_a_value_without_room_is_left_to_its_worker(dialogue: Dialogue) -> None:
+    client, one = dialogue.client(), dialogue.worker("one")
+    offered = client.offer([MIB])
+    taking = client.submit(function="take", inputs=[[offered]])
+    grant = one.grant()
+    push = client.hear(messages.Push)
+    no_room_for(20, client, offered, one)
+    one.say(messages.Held(EPOCH, [push.row, push.attempt, MIB]))
+    one.done(grant)
+    assert client.finished() == [taking]

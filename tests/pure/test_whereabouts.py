@@ -63,6 +63,7 @@ def test_missing_inputs_are_named_with_who_is_asked() -> None:
         "where": "fetching",
         "lacking": 2,
         "inputs": [[7, 3, 100, "tcp://a:1"], [8, 3, 100, ""]],
+        "no_room": "",
     }
 
 
