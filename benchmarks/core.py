@@ -6,8 +6,8 @@ time inside `Scheduler.handle` is counted, in three phases: build (taking the su
 and release.
 
 The shapes: `map` is n independent tasks; `tree` sums pairs level by level; `all-to-all` is a shuffle of p partitions: p
-tasks, p x p pieces that take one of them each, p tasks that take p pieces each; `model` is n / 2 tasks, and n / 2 more
-that take one of these each and, all of them, one value that comes last.
+tasks, p x p pieces that take one of them each, p tasks that take p pieces each; `fan` is one task, and n that take its
+value; `model` is n / 2 tasks, and n / 2 more that take one of these each and, all of them, one value that comes last.
 """
 
 from __future__ import annotations
@@ -98,6 +98,11 @@ def all_to_all_levels(tasks: int) -> Iterable[Level]:
     yield Level(width, array("I", range(0, width * width + 1, width)), merged)
 
 
+def fan_levels(tasks: int) -> Iterable[Level]:
+    yield Level(1)
+    yield Level(tasks - 1, array("I", range(tasks)), array("q", bytes(8 * (tasks - 1))))
+
+
 def model_levels(tasks: int) -> Iterable[Level]:
     half = (tasks - 1) // 2
     yield Level(half + 1)
@@ -106,7 +111,13 @@ def model_levels(tasks: int) -> Iterable[Level]:
     yield Level(half, array("I", range(0, 2 * half + 1, 2)), inputs)
 
 
-SHAPES = {"map": map_levels, "tree": tree_levels, "all-to-all": all_to_all_levels, "model": model_levels}
+SHAPES = {
+    "map": map_levels,
+    "tree": tree_levels,
+    "all-to-all": all_to_all_levels,
+    "fan": fan_levels,
+    "model": model_levels,
+}
 
 
 class ScriptedWorker:
