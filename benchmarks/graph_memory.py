@@ -100,12 +100,13 @@ def least_chunks_of_tree(graph: dict[Any, Any], key: Any) -> int:
         return 0 if graph[key][0] in (total, add_all) else 1
 
     inputs = [argument for argument in graph[key][1:] if argument in graph]
+    needs = [(least_chunks_of_tree(graph, each), chunks_of(each)) for each in inputs]
     # Best is to begin with the input that needs most, while nothing else is held yet.
-    inputs.sort(key=lambda each: least_chunks_of_tree(graph, each) - chunks_of(each), reverse=True)
+    needs.sort(key=lambda need: need[0] - need[1], reverse=True)
     least, held = 0, 0
-    for each in inputs:
-        least = max(least, held + least_chunks_of_tree(graph, each))
-        held += chunks_of(each)
+    for most, chunks in needs:
+        least = max(least, held + most)
+        held += chunks
     return max(least, held + chunks_of(key))
 
 
