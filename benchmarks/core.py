@@ -359,7 +359,7 @@ def core_section(shapes: Iterable[str], sizes: Iterable[int], worker_counts: Ite
     lines += [
         "",
         f"At least {AT_LEAST_MICROSECONDS:g} µs a task, flat in tasks and workers; aim {AIM_MICROSECONDS:g} µs. "
-        "The bytes are of the resident set, arguments included. A shuffle has two edges a task. "
+        "The bytes are of the resident set, arguments included. A shuffle has two inputs a task. "
         "No step should take longer than 5 ms.",
     ]
     return "\n".join(lines) + "\n"

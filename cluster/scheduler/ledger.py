@@ -142,7 +142,7 @@ class Ledger:
         self.parents: dict[int, Parent] = {}  # row of a running task -> what is known of it that is of a parent
         self.actors: dict[int, ActorRecord] = {}  # row of an actor's creation -> where it lives, and who calls it
         self.deferred: deque[tuple[str, ClientRecord, int, int]] = deque()
-        self.waking: deque[Waking] = deque()
+        self.waking: deque[Waking] = deque()  # rows of fans that wait for nothing, and are still to be made ready
         self.preferred: dict[int, None] = {}  # workers that hold inputs of rows that just became ready
         self.relieved: dict[int, None] = {}  # workers whose memory was too full, and holds less now
         self.ready_anywhere = False  # rows became ready that no worker is preferred for

@@ -5,8 +5,8 @@ whose first item is the message's code and whose others are its fields in order 
 opens a socket, and nothing here unpickles: functions, arguments, values and exceptions are opaque bytes on every hop.
 
 It is longer than a file may be, and stays one: whoever has to know what a peer can say, or which code is free, reads
-one list. What could go by itself, the messages between peers about values, would leave it hardly shorter than is
-allowed, and whoever answers a peer would name messages by two modules.
+one list. What could go by itself, the messages between peers about values, is a fifth of it: the rest would still be
+longer than a file may be, and whoever answers a peer would name messages by two modules.
 
 Conventions
 -----------
